@@ -47,7 +47,7 @@ HOMES = {
     "distributed": {"engine/"},
     "dask": {"engine/"},
     "paramiko": {"swarm/ssh.py"},
-    "cryptography": {"engine/certificates.py"},
+    "cryptography": {"engine/certificates.py", "swarm/keys.py"},  # TLS, and keys of SSH
     "hcloud": {"swarm/hetzner.py"},
     "kaggle": {"kaggle/service.py"},
     "sqlalchemy": {"ledger/", "tracker/"},

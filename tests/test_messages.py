@@ -13,7 +13,10 @@ PACKAGE = Path(cahlib.__file__).parent
 MESSAGES = Path(__file__).parent / "data" / "messages.txt"
 
 #: Calls whose arguments people read, beside everything that is raised.
-SPOKEN = {"print", "tell", "say", "log", "warning", "info", "error", "exception"}
+SPOKEN = {
+    "print", "print_message", "print_note", "tell", "say", "log", "warning", "info", "error",
+    "exception", "report", "_report", "_report_once",
+}  # fmt: skip
 
 
 def words(node: ast.expr) -> str:

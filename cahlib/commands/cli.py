@@ -235,7 +235,7 @@ def _follow(job: Job, tokens: str = "", watchdog: str = "") -> int:
     from cahlib.run.pipeline import run
     from cahlib.run.scrapers import open_scrapers
 
-    scraping = partial(open_scrapers, tokens=tokens, watchdog=watchdog, tell=print_message)
+    scraping = partial(open_scrapers, tokens=tokens, watchdog=watchdog, report=print_message)
     outcome = _watched(job, partial(run, scraping=scraping))
     _tell(outcome)
     if outcome.stopped:

@@ -129,9 +129,9 @@ def startup_line(nodes: Sequence[NodeStatus], elapsed: float, width: int) -> str
 
 @contextmanager
 def startup_bar(
-    board: SwarmStatus, stream: TextIO | None = None
+    swarm_status: SwarmStatus, stream: TextIO | None = None
 ) -> Iterator[Callable[[str], None]]:
-    """Hear sentences while the nodes of a board come up; a terminal shows a bar below them."""
+    """Print sentences while a swarm's nodes start; a terminal shows a bar below them."""
     stream = stream or sys.stderr
     if is_quiet() or not _draws(stream):
         yield print_note
@@ -147,7 +147,9 @@ def startup_bar(
     def draw(bar: Any) -> None:
         while not ended.wait(1):
             width = shutil.get_terminal_size().columns - 1
-            bar.set_description_str(startup_line(board.nodes, time.monotonic() - started, width))
+            bar.set_description_str(
+                startup_line(swarm_status.nodes, time.monotonic() - started, width)
+            )
 
     with tqdm(file=stream, bar_format="{desc}", leave=False) as bar:
         drawing = threading.Thread(target=draw, args=(bar,), daemon=True)

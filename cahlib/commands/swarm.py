@@ -125,8 +125,10 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
             "`cah run --swarm` uses it."
         )
         try:
-            with startup_bar(board := SwarmStatus()) as tell:
-                nodes = lifecycle.create_swarm(accounts, wanted, tell=tell, board=board)
+            with startup_bar(swarm_status := SwarmStatus()) as report:
+                nodes = lifecycle.create_swarm(
+                    accounts, wanted, report=report, swarm_status=swarm_status
+                )
         except BaseException as error:
             if not isinstance(error, Stopped):  # then somebody has taken them down
                 print(left, file=sys.stderr)
@@ -145,7 +147,7 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
     clouds = _accounts(environment)
     labels = lifecycle.run_labels(_state(job), run=chosen.run, all_runs=chosen.all_runs)
     servers = list_servers(clouds, labels)
-    if chosen.run and not servers and not any(each.prepared(labels) for each in clouds):
+    if chosen.run and not servers and not any(each.is_prepared(labels) for each in clouds):
         runs = sorted({each.run for each in list_runs(clouds)})
         raise ConfigError(
             f"run: {chosen.run} has no servers; there are of: {', '.join(runs) or 'no run'}."
@@ -228,7 +230,7 @@ def _status(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]
     for each in nodes:
         print(f"{each.name}  cahlib {each.version or 'does not answer'}: {each.line or 'no log'}")
     if account:
-        print(account.told(time.time()))
+        print(account.summary(time.time()))
     return 0
 
 

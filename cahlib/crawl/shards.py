@@ -10,7 +10,7 @@ import random
 import re
 import time
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
@@ -33,7 +33,7 @@ def list_shards(
     *,
     contact: str = "",
     taken: Collection[str] = (),
-    known: Iterable[Shard] = (),
+    known: Callable[[], Iterable[Shard]] = tuple,
     sleep: SleepFunction = time.sleep,
 ) -> Iterator[Shard]:
     """Return the shards to process: two per WAT file, or rows of tables.
@@ -41,11 +41,11 @@ def list_shards(
     A seed shuffles the files, always in the same order, so that a later run with more shards
     continues it. Raise ConfigError if there is nothing to read, and RunError if the crawl's list
     cannot be fetched or the server bans this address. ``taken``: names that no extra column of a
-    table may have; ``known``: shards of earlier launches, of the same tables.
+    table may have; ``known`` returns the shards of earlier launches, and is asked for tables alone.
     """
     require_source(crawl)
     if crawl.links:
-        return require_unchanged(list_table_shards(crawl, contact=contact, taken=taken), known)
+        return require_unchanged(list_table_shards(crawl, contact=contact, taken=taken), known())
     urls = _wat_files(crawl, contact, sleep)
     if crawl.seed:
         random.Random(crawl.seed).shuffle(urls)

@@ -1,9 +1,9 @@
-"""The keys of one swarm: for SSH, for the hosts, and for TLS between the Dask processes.
+"""The TLS certificates of one cluster, for connections between its Dask processes.
 
-All lie in one folder that only its owner reads, so that a command that is started again reaches
-the swarm of the one before. Whoever holds a TLS key of a swarm can run code on it: the authority
-is made for one swarm and lives a month, and is renewed if a later swarm of the same folder would
-outlive it. It does not know any server.
+They are stored in one folder that only its owner can read, so that a restarted command reaches the
+same cluster. Anyone with a TLS key of a cluster can run code on it: its authority is created for
+one swarm, is valid for a month, and is renewed if a later swarm of the same folder would outlive
+it. It does not know any server.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -32,98 +31,79 @@ from cahlib.engine.wire import DRIVER_NAMES, SCHEDULER_NAME
 
 _LIFETIME = datetime.timedelta(days=30)
 
-#: What must be left of it when servers are brought up.
+#: The least remaining validity when servers are created.
 _MIN_REMAINING = _LIFETIME / 2
 
 _LOCK = threading.Lock()
 
-#: Clocks of laptops and fresh servers are off by hours now and then.
+#: Clocks of laptops and new servers are sometimes off by hours.
 _CLOCK_SKEW = datetime.timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPair:
-    """A private key with what belongs to it in public, as files."""
+    """The files of a private key and its public half."""
 
     private: Path
     public: Path  #: an SSH public key, or a certificate
 
 
 @dataclass(frozen=True, slots=True)
-class SwarmKeys:
-    """The keys of the swarm whose state lies in ``folder``; each is made when first asked for."""
+class Certificates:
+    """The certificates stored in ``folder``; each is created when first requested."""
 
     folder: Path
 
-    def ssh(self) -> KeyPair:
-        """The ed25519 key that opens every node."""
-        return self._openssh("ssh")
-
-    def host(self, node: str) -> KeyPair:
-        """A node's ed25519 host key, which it gets at its first boot."""
-        return self._openssh(f"host-{node}")
-
     def authority(self) -> KeyPair:
-        """The authority that signs the swarm's certificates."""
-        return self._made("authority", "crt", lambda: _make_certificate("cahlib swarm", None))
+        """Return the authority that signs the other certificates."""
+        return self.key_pair("authority", "crt", lambda: _make_certificate("cahlib swarm", None))
 
     def driver(self) -> KeyPair:
-        """Key and certificate of the driver."""
+        """Return key and certificate of the driver."""
         authority = self.authority()
-        return self._made("driver", "crt", lambda: _make_certificate(DRIVER_NAMES[0], authority))
+        return self.key_pair("driver", "crt", lambda: _make_certificate(DRIVER_NAMES[0], authority))
 
     def node(self, name: str, *addresses: str) -> KeyPair:
-        """Key and certificate of a node, which hold for its addresses alone."""
+        """Return key and certificate of a node, valid for its addresses only."""
         assert name not in (*DRIVER_NAMES, SCHEDULER_NAME)
-        return self._served(f"node-{name}", name, addresses)
+        return self._server_pair(f"node-{name}", name, addresses)
 
     def scheduler(self, *addresses: str) -> KeyPair:
-        """Key and certificate of the scheduler at these addresses, which its node has not."""
-        return self._served(SCHEDULER_NAME, SCHEDULER_NAME, addresses)
+        """Return key and certificate of the scheduler at these addresses; its node has others."""
+        return self._server_pair(SCHEDULER_NAME, SCHEDULER_NAME, addresses)
 
     def renew(self, *, now: datetime.datetime | None = None) -> None:
-        """Forget the certificates if they end soon; nodes that have them are then set up anew."""
+        """Delete the certificates if they expire soon; nodes with them are then set up again."""
         authority = self.folder / "authority.crt"
         if not authority.exists():
             return
         ends = x509.load_pem_x509_certificate(authority.read_bytes()).not_valid_after_utc
         if ends < (now or datetime.datetime.now(datetime.timezone.utc)) + _MIN_REMAINING:
             signed = [path for path in self.folder.glob("*.crt") if path != authority]
-            for path in (*signed, authority):  # last: what it signed is never left without it
+            for path in (*signed, authority):  # last, so that no certificate is left without it
                 path.unlink()
 
     def guest(self, hours: float) -> tuple[bytes, bytes]:
-        """Key and certificate of a driver on another machine, for so many hours; kept nowhere."""
+        """Return key and certificate of a remote driver for so many hours; they are not stored."""
         return _make_certificate(DRIVER_NAMES[1], self.authority(), datetime.timedelta(hours=hours))
 
-    def _served(self, file: str, name: str, addresses: Sequence[str]) -> KeyPair:
+    def _server_pair(self, file: str, name: str, addresses: Sequence[str]) -> KeyPair:
         authority = self.authority()
-        # one that comes back at another address gets others
+        # a server that gets another address gets another certificate
         file = "-".join([file, *(each.replace(":", ".") for each in addresses)])
-        return self._made(
+        return self.key_pair(
             file, "crt", lambda: _make_certificate(name, authority, addresses=addresses)
         )
 
-    def _openssh(self, name: str) -> KeyPair:
-        return self._made(name, "pub", _make_ssh_key)
-
-    def _made(self, name: str, kind: str, make: Callable[[], tuple[bytes, bytes]]) -> KeyPair:
-        """The pair of a name; its public half is written last and says that both are whole."""
+    def key_pair(self, name: str, kind: str, make: Callable[[], tuple[bytes, bytes]]) -> KeyPair:
+        """Return the pair of a name, created if missing; its public half is written last."""
         pair = KeyPair(private=self.folder / f"{name}.key", public=self.folder / f"{name}.{kind}")
-        with _LOCK:  # many nodes are set up at once, and ask for the same
+        with _LOCK:  # many nodes are set up at once, and request the same
             if not pair.public.exists():
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 for path, data in zip((pair.private, pair.public), make(), strict=True):
                     write_file(path, data, mode=0o600)
         return pair
-
-
-def _make_ssh_key() -> tuple[bytes, bytes]:
-    key = ed25519.Ed25519PrivateKey.generate()
-    return (
-        key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
-        key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n",
-    )
 
 
 def _make_certificate(
@@ -133,9 +113,9 @@ def _make_certificate(
     *,
     addresses: Sequence[str] = (),
 ) -> tuple[bytes, bytes]:
-    """A key and its certificate, signed by the authority; without one it becomes one.
+    """Return a key and its certificate, signed by the authority; without one, an authority.
 
-    One without addresses is a client's: nobody can be served with it.
+    A certificate without addresses is for clients only.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])

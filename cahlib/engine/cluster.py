@@ -1,4 +1,4 @@
-"""A Dask cluster by address: who may join it, and what its workers are and do.
+"""A Dask cluster by address: how to connect to it, and the state of its workers.
 
 It does not know what is run there.
 """
@@ -20,37 +20,39 @@ from distributed.versions import VersionMismatchWarning
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.engine import unpickling
-from cahlib.engine.certificates import SwarmKeys
+from cahlib.engine.certificates import Certificates
 from cahlib.engine.message_limits import limit_messages
 from cahlib.engine.peers import is_worker_of as is_worker_of
 from cahlib.engine.quarantine import FAULT_METRIC
 from cahlib.engine.wire import printable
 from cahlib.engine.worker import SlotPlugin
 
-#: What is wrong with a machine that is broken, or was broken into.
-UNREADABLE = "it sent what is not read"
+#: The fault of a machine that is broken, or was broken into.
+UNREADABLE = "it sent an invalid message"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterAddress:
-    """Where a cluster is, and how it is used."""
+    """Where a cluster is, and how to use it."""
 
     address: str  #: tls://HOST:PORT or tcp://HOST:PORT
-    keys: SwarmKeys | None = None  #: of the swarm; None: what Dask's own configuration says
-    away: str = "/tmp/cahlib-parcels"  #: where jobs write parcels on the machines of the cluster
-    files: str = "/tmp/cahlib-files"  #: where files of this machine lie on those of the cluster
-    staging: str = ""  #: a URL that its machines and this one share; "" = from machine to machine
+    keys: Certificates | None = None  #: of the swarm; None: as in Dask's own configuration
+    parcel_folder: str = (
+        "/tmp/cahlib-parcels"  #: where jobs write parcels on the machines of the cluster
+    )
+    files: str = "/tmp/cahlib-files"  #: where they store files of this machine
+    staging: str = ""  #: a URL that all machines share; "" = from machine to machine
     patience: float = 60  #: seconds for a piece of a parcel
-    silence: float = 120  #: seconds after which the connection counts as broken
-    limit: float = 900  #: seconds that the cluster may be away
-    run: str = ""  #: what the keys of this run's jobs begin with
+    silence: float = 120  #: seconds without an answer after which a connection is broken
+    limit: float = 900  #: seconds for which the cluster may not answer
+    run: str = ""  #: prefix of the keys of this run's jobs
 
-    def of_run(self, run: str) -> ClusterAddress:
-        """The same for one run of several, which find nothing of each other's there."""
+    def for_run(self, run: str) -> ClusterAddress:
+        """Return the same for one of several runs, whose files and jobs stay apart."""
         return replace(
             self,
             run=f"{run}-",
-            away=f"{self.away}/{run}",
+            parcel_folder=f"{self.parcel_folder}/{run}",
             files=f"{self.files}/{run}",
             staging=self.staging and f"{self.staging.rstrip('/')}/{run}",
         )
@@ -60,25 +62,25 @@ class ClusterAddress:
 class WorkerState:
     """A worker process as the scheduler knows it."""
 
-    name: str  #: the node's, with -0, -1 … where it runs several
+    name: str  #: the node's, with -0, -1 … where it runs several workers
     host: str
     slots: int
-    seen: float  #: seconds since its last sign of life
+    silence: float  #: seconds since its last heartbeat
     memory: int  #: bytes of its process
-    jobs: tuple[str, ...]  #: keys of what it runs, and of what waits for it
-    still: float  #: seconds since its jobs last reported something new; 0 without jobs
-    version: str  #: of cahlib, "" if it does not say
-    ill: str = ""  #: why it takes no jobs, "" if it does; see `cahlib.engine.quarantine`
+    jobs: tuple[str, ...]  #: keys of the jobs that it runs or that wait for it
+    stalled: float  #: seconds since its jobs last made progress; 0 without jobs
+    version: str  #: of cahlib, "" if unknown
+    fault: str = ""  #: why it takes no jobs, "" if it does; see `cahlib.engine.quarantine`
 
 
 class _Metrics(msgspec.Struct, frozen=True):
     memory: int = 0
     cahlib: str = ""
-    ill: str = msgspec.field(default="", name=FAULT_METRIC)
+    fault: str = msgspec.field(default="", name=FAULT_METRIC)
 
 
 class WorkerInfo(msgspec.Struct, frozen=True):
-    """What a scheduler says of a worker, and a worker of itself."""
+    """The scheduler's record of a worker, with the metrics of its last heartbeat."""
 
     name: str | int
     host: str
@@ -89,11 +91,11 @@ class WorkerInfo(msgspec.Struct, frozen=True):
 
 
 def connect(reach: ClusterAddress, timeout: float) -> Client:
-    """A client; raises RunError if nobody answers, or not as a member of the same swarm."""
+    """Connect a client; raise RunError if nobody answers, or not as a member of the same swarm."""
     unpickling.restrict()
     limit_messages()
-    # that Python is another there, as a client also says when it connects anew: what crosses is
-    # records and names of functions
+    # another Python there, of which a client also warns when it reconnects, is harmless: only
+    # records and names of functions are exchanged
     warnings.simplefilter("ignore", VersionMismatchWarning)
     try:
         client = Client(
@@ -114,14 +116,14 @@ def connect(reach: ClusterAddress, timeout: float) -> Client:
 
 
 def list_workers(client: Client) -> dict[str, WorkerInfo]:
-    """Return the workers of a cluster by their addresses, without those that report nonsense.
+    """Return the workers of a cluster by address, without those whose records are invalid.
 
-    Raises OSError if the scheduler does not answer.
+    Raise OSError if the scheduler does not answer.
     """
     found = {}
     if client.scheduler is None:
         raise OSError("the connection to the scheduler is closed")
-    # not `scheduler_info`, whose answer a look of the client's own now and then empties meanwhile
+    # not `scheduler_info`, which the client's own periodic update empties now and then
     known = client.sync(client.scheduler.identity, n_workers=-1)
     for address, said in known["workers"].items():
         with suppress(msgspec.ValidationError):
@@ -130,13 +132,13 @@ def list_workers(client: Client) -> dict[str, WorkerInfo]:
 
 
 def result_hosts(client: Client, future: Future[Any] | None) -> set[str]:
-    """The machines that have a result."""
+    """Return the hosts that have a result."""
     found = client.who_has([future]) if future else {}
     return {get_address_host(each) for addresses in found.values() for each in addresses}
 
 
 def worker_slots(client: Client, reach: ClusterAddress) -> dict[str, int]:
-    """Return how many jobs each worker can run; raises ConfigError if workers are not fit."""
+    """Return how many jobs each worker can run; raise ConfigError for unsuitable workers."""
     there = list_workers(client)
     if not reach.staging and any(worker.nthreads < 2 for worker in there.values()):
         raise ConfigError(
@@ -148,7 +150,7 @@ def worker_slots(client: Client, reach: ClusterAddress) -> dict[str, int]:
             client.register_plugin(
                 SlotPlugin()
             )  # asks every worker, so not where one may stand still
-        except Exception as error:  # what it raised there is raised here, in other words
+        except Exception as error:  # raised by the workers
             if "No module named 'cahlib" not in str(error):
                 raise
             raise ConfigError(
@@ -159,10 +161,10 @@ def worker_slots(client: Client, reach: ClusterAddress) -> dict[str, int]:
 
 
 def common_fault(client: Client) -> str:
-    """Return why the machines of all workers fail; "" if one does not, or there is none."""
+    """Return why the machines of all workers fail; "" if one works or there is none."""
     there = list_workers(client).values()
-    told = {each.host: each.metrics.ill for each in there if each.metrics.ill}
-    # one worker speaks for all of its machine
+    told = {each.host: each.metrics.fault for each in there if each.metrics.fault}
+    # one worker reports for its whole machine
     every = told.keys() == {each.host for each in there}
     return printable(next(iter(told.values()), ""), 500) if every else ""
 
@@ -171,28 +173,28 @@ def worker_state(
     worker: WorkerInfo,
     jobs: Sequence[str],
     *,
-    still: Mapping[str, float],
+    stalled: Mapping[str, float],
     unread: Collection[str] = (),
 ) -> WorkerState:
-    """A worker as the scheduler describes it; ``still``: seconds by job without a new report.
+    """Return the state of a worker; ``stalled`` has the seconds without progress by job.
 
-    What machines in ``unread`` sent is not read.
+    Hosts in ``unread`` have sent invalid messages.
     """
     return WorkerState(
         name=printable(str(worker.name), 100),
         host=worker.host,
         slots=int(worker.resources.get("slot", 0)),
-        seen=max(time.time() - worker.last_seen, 0),
+        silence=max(time.time() - worker.last_seen, 0),
         memory=worker.metrics.memory,
         jobs=tuple(jobs),
-        still=min((still.get(key, 0) for key in jobs), default=0),
+        stalled=min((stalled.get(key, 0) for key in jobs), default=0),
         version=printable(worker.metrics.cahlib, 40),
-        ill=UNREADABLE if worker.host in unread else printable(worker.metrics.ill, 500),
+        fault=UNREADABLE if worker.host in unread else printable(worker.metrics.fault, 500),
     )
 
 
 class _HostChecked(Security):
-    """Of the swarm's own, only the node that an address belongs to is believed to be there."""
+    """TLS settings that require each node's certificate to name its address."""
 
     def get_connection_args(self, role: str) -> dict[str, Any]:
         found: dict[str, Any] = super().get_connection_args(role)
@@ -200,7 +202,7 @@ class _HostChecked(Security):
         return found
 
 
-def _security(keys: SwarmKeys) -> Security:
+def _security(keys: Certificates) -> Security:
     own = keys.driver()
     return _HostChecked(
         require_encryption=True,

@@ -1,4 +1,4 @@
-"""Which jobs a cluster is given now, and which are taken back.
+"""Choose which jobs a cluster is given now, and which are taken back.
 
 Dask never moves a job that waits for a busy worker to one that comes later, so a cluster is given
 no more jobs than its workers run at the same time. It does not know how a job is sent.
@@ -27,22 +27,22 @@ class RemoteJob:
     files: tuple[FileRef, ...] = ()
     future: Future[Any] | None = None  #: None: held back
     published: bool = False
-    coming: bool = False  #: its parcel is on its way
+    fetching: bool = False  #: its result is being fetched
     ended: bool = False
-    tries: int = 0
-    told: Any = None
-    changed: float = field(default_factory=time.monotonic)
-    worker: str = ""  #: the address of the one that has it
-    since: float = 0  #: when it was first seen with that one
+    attempts: int = 0
+    last_report: Any = None
+    last_change: float = field(default_factory=time.monotonic)
+    worker: str = ""  #: address of the worker that has it
+    assigned_at: float = 0  #: when it was first seen with that worker
 
     @property
     def status(self) -> str:
-        """Return what Dask says of it; "" where that does not matter, for it is here or held."""
+        """Return its status in Dask; "" if it has ended or is held back."""
         return "" if self.ended or self.future is None else str(self.future.status)
 
     @property
     def takes_slot(self) -> bool:
-        """Return whether it runs, or waits for a worker."""
+        """Return whether it runs or waits for a worker."""
         return self.status == "pending"
 
 
@@ -51,11 +51,11 @@ def jobs_to_send(
 ) -> Iterator[tuple[str, RemoteJob]]:
     """Yield the jobs to send now, in the order of their submission.
 
-    Those that are ``known`` there run already: they are found again by being sent.
+    Jobs that are ``known`` there already run: sending them finds them again.
     """
     free = slots - sum(job.takes_slot for job in jobs.values())
     for key, job in jobs.items():
-        if job.ended or job.coming or job.future is not None:
+        if job.ended or job.fetching or job.future is not None:
             continue
         if key in known:
             yield key, job
@@ -65,14 +65,14 @@ def jobs_to_send(
 
 
 def track_workers(jobs: Mapping[str, RemoteJob], assigned: Mapping[str, Sequence[str]]) -> None:
-    """Note which worker has each job; where one begins anew, so does the time without news of it.
+    """Note which worker has each job; the time without progress restarts when that changes.
 
-    ``assigned`` has the keys that each worker has, those that it runs and those that wait for it.
+    ``assigned`` has the keys of the jobs that each worker runs or that wait for it.
     """
     workers, now = {key: each for each, keys in assigned.items() for key in keys}, time.monotonic()
     for key, job in jobs.items():
         if job.takes_slot and job.worker != (worker := workers.get(key, "")):
-            job.worker, job.since, job.changed = worker, now, now
+            job.worker, job.assigned_at, job.last_change = worker, now, now
 
 
 def stuck_jobs(
@@ -80,7 +80,7 @@ def stuck_jobs(
 ) -> list[str]:
     """Return the keys of jobs that wait for a busy worker while another one is free.
 
-    Dask gives the job of a worker that died to another one, behind what that one runs. One without
+    Dask gives the job of a dead worker to another one, behind what that one runs. A worker without
     slots is drained, and may finish what it has.
     """
     behind, free = list[str](), 0
@@ -94,9 +94,9 @@ def stuck_jobs(
 
 
 def _waiting_order(job: RemoteJob) -> tuple[bool, float]:
-    """Return what orders the jobs of a worker: who has reported there runs, of others the first.
+    """Return a sort key for the jobs of a worker: those that have reported run, then the oldest.
 
-    Neither is known of two that a driver found there before their first report. If the one that
-    runs is taken back, time is lost alone: it ends there unheard, and is done again elsewhere.
+    Of two jobs that a driver found there before their first report, neither is known to run. Taking
+    back the one that runs costs only time: it ends there unnoticed, and is done again elsewhere.
     """
-    return job.changed <= job.since, job.since
+    return job.last_change <= job.assigned_at, job.assigned_at

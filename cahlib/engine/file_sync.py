@@ -1,7 +1,7 @@
-"""Files of this machine that jobs elsewhere name: brought once to each machine that lacks them.
+"""Files of this machine that remote jobs name: sent once to each machine that lacks them.
 
-They lie there under names made of their content, so one that was changed is another file. It does
-not know what is in them.
+They are stored there under names made from their content, so a changed file is another file. It
+does not know what is in them.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.transfer import DamagedFile, RemoteFile, checked_answer, run_on
 from cahlib.engine.worker import FileRef, finish_file, has_file, remove_file, write_piece
 
-#: Bytes of a piece, which passes through the scheduler with its task, and how many at once.
+#: Bytes of a piece, which passes through the scheduler with its task, and pieces in flight.
 _PIECE, _IN_FLIGHT = 4 << 20, 4
 
 
 class FileSync:
-    """What was brought to the machines of one cluster, and is deleted there at the end."""
+    """The files sent to the machines of one cluster, which are deleted there at the end."""
 
-    def __init__(self, reach: ClusterAddress, ended: Callable[[], bool]) -> None:
-        self._reach, self._ended = reach, ended
+    def __init__(self, address: ClusterAddress, ended: Callable[[], bool]) -> None:
+        self._address, self._ended = address, ended
         self._lock = threading.Lock()
-        self._brought = set[RemoteFile]()
+        self._sent = set[RemoteFile]()
 
-    def bring(self, client: Client, files: Iterable[FileRef], host: str) -> None:
-        """Bring what a job lacks to where it was to run. Raises as `transfer.fetch_file` does."""
-        with self._lock:  # others that lack the same wait, and then find it there
+    def send(self, client: Client, files: Iterable[FileRef], host: str) -> None:
+        """Send the files that a job lacks to its host; raise as `transfer.fetch_file` does."""
+        with self._lock:  # jobs that lack the same file wait, and then find it there
             for file in files:
-                if self._reach.staging:
-                    sent = _stage(file, self._reach.staging)
+                if self._address.staging:
+                    sent = _stage(file, self._address.staging)
                 else:
-                    sent = _push(client, file, host, self._reach, self._ended)
-                self._brought.add(sent)
+                    sent = _push(client, file, host, self._address, self._ended)
+                self._sent.add(sent)
 
-    def forget(self, client: Client) -> None:
-        """Delete what was brought; raises as `transfer.delete_file` does."""
-        for sent in self._brought:
+    def clean_up(self, client: Client) -> None:
+        """Delete the files that were sent; raise as `transfer.delete_file` does."""
+        for sent in self._sent:
             transfer.delete_file(client, sent, patience=5)
 
 
 def file_ref(path: str) -> FileRef:
-    """A file of this machine as others are told of it; raises RunError if it cannot be read."""
+    """Return the reference to a file of this machine; raise RunError if it cannot be read."""
     try:
         known = os.stat(path)
         return _file_ref(path, known.st_mtime_ns, known.st_size)
@@ -72,13 +72,13 @@ def _file_ref(path: str, changed: int, size: int) -> FileRef:
 
 
 def _push(
-    client: Client, file: FileRef, host: str, reach: ClusterAddress, ended: Callable[[], bool]
+    client: Client, file: FileRef, host: str, address: ClusterAddress, ended: Callable[[], bool]
 ) -> RemoteFile:
-    """Bring a file of this machine to another one; one that is whole there is left alone.
+    """Send a file of this machine to a host, unless it is there already.
 
-    Gives its place there. Raises as `fetch_file` does, and TimeoutError once it is ``ended``.
+    Return where it is. Raise as `fetch_file` does, and TimeoutError once the engine has ``ended``.
     """
-    patience, target = reach.patience, file.place(reach.files)
+    patience, target = address.patience, file.path_in(address.files)
     sent = RemoteFile(place=target, host=host, size=file.size, sha256=file.sha256)
     if checked_answer(run_on(client, host, has_file, target, file.sha256), bool, patience):
         return sent
@@ -86,7 +86,7 @@ def _push(
     with open(file.path, "rb") as source:
         for start in range(0, max(file.size, 1), _PIECE):
             if ended():
-                raise TimeoutError(f"{file.path} is not wanted any more")
+                raise TimeoutError(f"{file.path} is no longer needed")
             if len(going) == _IN_FLIGHT:
                 going.popleft().result(timeout=patience)
             going.append(run_on(client, host, write_piece, part, start, source.read(_PIECE)))
@@ -96,13 +96,13 @@ def _push(
         run_on(client, host, finish_file, part, target, file.sha256), bool, patience
     ):
         checked_answer(run_on(client, host, remove_file, part), type(None), patience)
-        raise DamagedFile(f"{file.path} was damaged on its way to {host}, or changed meanwhile.")
+        raise DamagedFile(f"{file.path} was damaged in transit to {host}, or changed meanwhile.")
     return sent
 
 
 def _stage(file: FileRef, staging: str) -> RemoteFile:
-    """Bring a file of this machine to the shared place."""
-    place = file.place(staging)
+    """Upload a file of this machine to the staging folder."""
+    place = file.path_in(staging)
     with open(file.path, "rb") as source, fsspec.open(place, "wb") as target:
         shutil.copyfileobj(source, target, 16 << 20)
     return RemoteFile(place=place, host="", size=file.size, sha256=file.sha256)

@@ -1,18 +1,13 @@
-"""The engine: runs functions in worker processes through Dask, and says what came of them.
+"""An engine of worker processes on this machine, through Dask.
 
-It does not know what the functions do. A job goes to its worker as bytes that only the worker
-unpickles, and what comes back is read as `wire` declares. A job runs in a worker's only thread; if
-it is silent for longer than its limit, though its own deadlines should have ended it, the worker is
-killed from within by `faulthandler`, which works even when C code holds the interpreter's lock, and
-Dask starts the job again in a fresh one.
+It does not know what the functions do. A job is sent to its worker as bytes that only the worker
+unpickles, and results are decoded by `cahlib.engine.wire`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import logging
-import os
 import pickle
 import queue
 import signal
@@ -24,47 +19,37 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
-from distributed import Client, Future, LocalCluster, get_worker
+from distributed import Client, Future, LocalCluster
 
 from cahlib.core.errors import (
-    ConfigError,
-    MachineFault,
     RunError,
-    ShardError,
-    describe_machine_fault,
     disk_full_error,
     is_disk_full,
 )
-from cahlib.core.records import Parcel
 from cahlib.engine import unpickling, wire
-from cahlib.engine.wire import PROGRESS_TOPIC, InvalidMessage, JobResult, RemoteError
-
-#: Seconds over its limit after which a job's process is ended.
-_GRACE = 60
+from cahlib.engine.job import job_error, run_local_job
+from cahlib.engine.wire import PROGRESS_TOPIC, InvalidMessage
 
 _SETTINGS = {
-    # As measured for workers on other machines; on one machine neither ever matters.
+    # Measured for workers on other machines; irrelevant on one machine.
     "distributed.comm.timeouts.connect": "10s",
     "distributed.comm.timeouts.tcp": "30s",
-    # Workers do not vanish here as servers do: who dies again and again dies of the job.
+    # Workers do not vanish here as servers do: the job is why they die repeatedly.
     "distributed.scheduler.allowed-failures": 2,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
     "distributed.worker.daemon": True,
-    # What Dask notes of itself for its pages and its developers grows for 1,000 jobs and an hour,
-    # and looking at the stacks of every thread each 10 ms costs time.
+    # Dask's records for its dashboard and its developers grow for 1,000 jobs and an hour, and
+    # sampling the stack of every thread each 10 ms costs time.
     "distributed.worker.profile.enabled": False,
     "distributed.admin.low-level-log-length": 50,
     "distributed.admin.system-monitor.log-length": 50,
     "distributed.admin.system-monitor.gil.enabled": False,
-    # Dask's log tells of its inner life; what matters to us comes back as results.
+    # Dask logs its internals; what matters here comes back as results.
     "logging": {"distributed": "critical"},
 }
-
-#: What Dask says of a worker whose machine or installation is damaged.
-_MACHINE_ERRORS = {"ImportError", "ModuleNotFoundError", "SystemError", "MemoryError"}
 
 Report = Callable[[Any], None]
 
@@ -77,12 +62,12 @@ class LocalEngine:
         self._client = client
         self._futures: dict[str, Future[Any]] = {}
         self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._told: dict[str, Any] = {}
+        self._reports: dict[str, Any] = {}
         self._lock = threading.Lock()  #: reports come by a thread of Dask's
-        client.subscribe_topic(PROGRESS_TOPIC, self._hear)
+        client.subscribe_topic(PROGRESS_TOPIC, self._on_report)
 
     def __len__(self) -> int:
-        """Jobs submitted and not taken back by `take`."""
+        """Return the number of jobs submitted and not yet returned by `take`."""
         return len(self._futures)
 
     def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
@@ -94,51 +79,51 @@ class LocalEngine:
         future.add_done_callback(lambda _: self._finished.put(key))
 
     def take(self, *, timeout: float) -> tuple[str, Any] | None:
-        """A finished job's key with its result, or with the exception that ended it.
+        """Return a finished job's key with its result, or with the exception that ended it.
 
-        None if none finishes within ``timeout`` seconds. A job that killed its workers again and
-        again comes back as a ShardError.
+        Return None if no job finishes within ``timeout`` seconds. A job that killed its workers
+        repeatedly comes back as a ShardError.
         """
         try:
             key = self._finished.get(timeout=timeout)
         except queue.Empty:
             return None
-        with self._lock:  # else a report that is late would stay, and be counted for ever
+        with self._lock:  # else a late report would be counted forever
             future = self._futures.pop(key)
-            self._told.pop(key, None)
+            self._reports.pop(key, None)
         error = future.exception()
         result = job_error(error) if error else wire.decode_result(future.result()).result()
         release_future(self._client, future)
         return key, result
 
-    def told(self) -> list[Any]:
-        """What each running job reported last."""
+    def reports(self) -> list[Any]:
+        """Return the last report of each running job."""
         with self._lock:
-            return list(self._told.values())
+            return list(self._reports.values())
 
-    def _hear(self, event: tuple[float, bytes]) -> None:
+    def _on_report(self, event: tuple[float, bytes]) -> None:
         with suppress(InvalidMessage):
             key, message = wire.decode_report(event[1])
             with self._lock:
                 if key in self._futures:
-                    self._told[key] = message
+                    self._reports[key] = message
 
 
 def release_future(client: Client, future: Future[Any]) -> None:
-    """Let a job go, and wait until the client has: else its key, given again, finds the old end."""
+    """Release a future and wait until that is done; else a reused key finds the old result."""
     future.release()
     client.sync(asyncio.sleep, 0)
 
 
 @contextmanager
 def local_engine(workers: int) -> Iterator[LocalEngine]:
-    """An engine of this many processes on this machine; they end with it, or with this process."""
+    """Open an engine of so many processes on this machine; they end with it or this process."""
     try:
-        tempfile.gettempdir()  # where Dask has its files: a few bytes each
+        tempfile.gettempdir()  # for Dask's files, a few bytes each
     except FileNotFoundError as error:
         raise RunError(
-            "There is no temporary folder with room on this machine; make room in /tmp, or name "
-            "another folder by TMPDIR, then run the same command again."
+            "No temporary folder on this machine has free space; make room in /tmp, or name "
+            "another folder in TMPDIR, then run the same command again."
         ) from error
     unpickling.restrict()
     with dask.config.set(_SETTINGS):
@@ -149,17 +134,17 @@ def local_engine(workers: int) -> Iterator[LocalEngine]:
                     threads_per_worker=1,
                     processes=True,
                     host="127.0.0.1",
-                    # Its pages are off, but their server stays: not on 8787, where another's may be
+                    # The dashboard is off, but its server stays: not on 8787, which may be taken
                     scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                     memory_limit=0,
                     silence_logs=logging.CRITICAL,
                 )
-            except (RuntimeError, OSError) as error:  # as when the kernel kills one that starts
+            except (RuntimeError, OSError) as error:  # e.g. the kernel kills one that starts
                 if is_disk_full(error):
                     raise disk_full_error(tempfile.gettempdir()) from error
                 raise RunError(
-                    f"The processes that scrape could not be started ({error}); run the same "
-                    "command again, with fewer --workers if memory is short."
+                    f"The scraper processes could not be started ({error}); run the same command "
+                    "again, with fewer --workers if memory is short."
                 ) from error
         with cluster, Client(cluster, set_as_default=False) as client:
             yield LocalEngine(client, slots=workers)
@@ -167,67 +152,14 @@ def local_engine(workers: int) -> Iterator[LocalEngine]:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Threads and processes that begin in here hear no Ctrl-C, nor do those that they begin.
+    """Block Ctrl-C in threads and processes that start in here, and in those that they start.
 
-    A terminal sends it to all processes, and it is for the run to say when a worker ends. Whatever
-    a worker would do about it by itself comes too late: it is killed while it starts.
+    A terminal sends it to all processes, but the run decides when a worker ends. A worker could not
+    ignore it by itself early enough: it would be killed while it starts.
     """
-    resource_tracker.ensure_running()  # else Python starts it in here, and unblocks the signal
+    resource_tracker.ensure_running()  # else Python starts it in here, which unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def job_error(error: BaseException) -> BaseException:
-    """What Dask says of a job that its workers could not end."""
-    if isinstance(error, RemoteError) and error.kind == "KilledWorker":
-        return ShardError("the scraper's process died on it again and again.")
-    if isinstance(error, RemoteError) and error.kind in _MACHINE_ERRORS:
-        return MachineFault(str(error))
-    if type(error) is Exception and any(isinstance(each, bytes) for each in error.args):
-        return ShardError("a machine answered with an error in a form that is not read.")
-    return error
-
-
-def run_local_job(job: bytes) -> bytes:
-    """Do a job in a worker of this machine."""
-    return wire.run_and_encode(lambda: job_result(run_guarded(*pickle.loads(job))))
-
-
-def job_result(result: Any) -> JobResult:
-    """The answer of a job that has ended well."""
-    return JobResult(parcel=result) if isinstance(result, Parcel) else JobResult(value=result)
-
-
-def run_guarded(
-    key: str, function: Callable[..., Any], arguments: tuple[Any, ...], limit: float
-) -> Any:
-    """Run a job in a worker, under its limit.
-
-    The limit is the job's to keep, for it may have times that do not count; its process is ended
-    when the job has been as long as that without a report.
-    """
-    worker = get_worker()
-
-    with open(os.devnull, "w") as nowhere:
-
-        def arm() -> None:
-            faulthandler.dump_traceback_later(limit + _GRACE, exit=True, file=nowhere)
-
-        def report(message: Any) -> None:
-            worker.log_event(PROGRESS_TOPIC, wire.encode_report(key, message))
-            arm()
-
-        arm()
-        try:
-            return function(*arguments, limit=limit, report=report)
-        except (RunError, ConfigError, MachineFault):
-            raise
-        except Exception as error:  # its causes do not cross to another process
-            if (fault := describe_machine_fault(error)) and not is_disk_full(error):
-                raise MachineFault(f"{fault} ({error})") from error
-            raise
-        finally:
-            faulthandler.cancel_dump_traceback_later()

@@ -1,4 +1,4 @@
-"""Limit what other machines may send at once: Dask makes room for any length that it is told of.
+"""Limit what other machines may send at once: Dask allocates memory for any announced length.
 
 A machine that was taken over could fill the memory of its scheduler and driver with one message.
 After `limit_messages`, connections that this process opens are closed on a message larger than any
@@ -27,16 +27,16 @@ from distributed.comm.tcp import (
 
 from cahlib.engine.wire import MAX_PULLS, PIECE_SIZE, PIECES_AHEAD, InvalidMessage
 
-#: Bytes of the largest answer: all pieces that are on their way, which Dask may ask for together.
+#: Bytes of the largest result: all pieces in flight, which Dask may request together.
 MAX_RESULT = (MAX_PULLS * PIECES_AHEAD + 1) * PIECE_SIZE
 
-#: Bytes of the largest part of it that is made into objects, each of them many times its bytes.
+#: Bytes of the largest part that is decoded into objects, each many times its bytes.
 _MAX_OBJECTS = 8 << 20
 
-#: Bytes of the most that a worker tells at once; of a run's, a heartbeat of 2.7 kB was the largest.
+#: Bytes of the largest message of a worker; the largest seen in a run was a heartbeat of 2.7 kB.
 MAX_WORKER_MESSAGE = 1 << 18
 
-#: Any: their types do not say what is replaced in them.
+#: Any: their types lack what is replaced in them.
 _tcp: Any = import_module("distributed.comm.tcp")
 _worker: Any = import_module("distributed.worker")
 _messages: Any = import_module("distributed.protocol.core")
@@ -50,7 +50,7 @@ class MessageTooLarge(CommClosedError):
 
 
 class _Bounded:
-    """A connection that ends with a message larger than may come on it."""
+    """A connection that closes on a message larger than it may receive."""
 
     most: float = MAX_RESULT  #: bytes of a message
     stream: Any
@@ -67,15 +67,15 @@ class _Bounded:
 
 
 class BoundedTLS(_Bounded, TLS):
-    """The same over TLS."""
+    """A bounded connection over TLS."""
 
 
 class BoundedTCP(_Bounded, TCP):
-    """The same over TCP."""
+    """A bounded connection over TCP."""
 
 
 class BoundedConnector(TLSConnector):
-    """Opens such connections."""
+    """Opens bounded connections over TLS."""
 
     comm_class = BoundedTLS
 
@@ -93,7 +93,7 @@ class _TCPBackend(TCPBackend):
 
 
 def limit_messages() -> None:
-    """Have this process make room for no more than other machines may send, from now on."""
+    """Limit the messages that this process accepts from other machines, from now on."""
     if _tcp.read_bytes_rw is _read:
         return
     _tcp.read_bytes_rw, _worker.get_data_from_worker = _read, _get_data
@@ -105,16 +105,18 @@ _read_any, _get_any = _tcp.read_bytes_rw, _worker.get_data_from_worker
 
 
 async def _read(stream: Any, length: int) -> Any:
-    """Read so many bytes, if they are no more than are left of a message."""
+    """Read so many bytes, if the message may have that many left."""
     if (left := getattr(stream, "left", None)) is not None:
         if length > left:
-            raise MessageTooLarge(f"announced {length:,} bytes, where {left:,} may come")
+            raise MessageTooLarge(
+                f"announced {length:,} bytes, where at most {left:,} are accepted"
+            )
         stream.left = left - length
     return await _read_any(stream, length)
 
 
 async def _get_data(rpc: Any, keys: Any, worker: str, **named: Any) -> Any:
-    """Get results from a worker; one that is too large is refused, not asked for again."""
+    """Get results from a worker; one that is too large is rejected, not requested again."""
     try:
         return await _get_any(rpc, keys, worker, **named)
     except MessageTooLarge as error:
@@ -122,13 +124,13 @@ async def _get_data(rpc: Any, keys: Any, worker: str, **named: Any) -> Any:
 
 
 def check_size(data: Any) -> None:
-    """Raise Refused for more bytes than objects are made of."""
+    """Raise InvalidMessage for more bytes than are decoded into objects."""
     if len(data) > _MAX_OBJECTS:
-        raise InvalidMessage(f"It sent {len(data):,} bytes to make objects of.")
+        raise InvalidMessage(f"It sent {len(data):,} bytes to decode, which is too much.")
 
 
 class _Msgpack:
-    """The part of `msgpack` that Dask's messages are made with."""
+    """The part of `msgpack` that Dask uses for messages."""
 
     dumps = _msgpack.dumps
 
@@ -140,5 +142,5 @@ class _Msgpack:
 
 def _decompress(header: Any, frames: Any) -> Any:
     if any(header["compression"]):
-        raise InvalidMessage("It sent compressed data, which is not read.")
+        raise InvalidMessage("It sent compressed data, which is not accepted.")
     return frames

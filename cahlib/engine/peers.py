@@ -1,11 +1,12 @@
-"""Who may say what within a swarm: Dask asks for a certificate, then believes all that it hears.
+"""Authorization within a swarm: Dask asks for a certificate, then trusts every message.
 
     driver ──► scheduler ◄──► workers, nannies ◄── driver
 
-A certificate's name is its holder's part. The scheduler does what drivers ask, and hears of a node
-what is its own to tell. Workers and nannies speak with the scheduler, with drivers and within their
-machine, and not even greet other nodes, so one that was taken over can have nothing done by others.
-Dask checks no address either: whoever connects here asks for a certificate of that very address.
+A certificate's name is its holder's role. The scheduler does what drivers ask, and accepts from a
+node only messages about itself. Workers and nannies talk to the scheduler, to drivers and within
+their machine, and do not even complete a handshake with other nodes, so a node that was taken over
+cannot use the others. Dask checks no addresses either: connections opened here require a
+certificate for that very address.
 """
 
 from __future__ import annotations
@@ -35,19 +36,18 @@ from cahlib.engine.wire import (
     printable,
 )
 
-#: What a node asks of the scheduler, with the field that names a process; it must be its own.
+#: Requests of a node to the scheduler, with the field that names a process; it must be its own.
 _REQUESTS: Mapping[str, str] = {
     "register-worker": "address",
     "register_nanny": "address",
     "heartbeat_worker": "address",
     "unregister": "address",
-    "set_resources": "worker",  # its machine is ill, or well again
-    "identity": "",  # which workers it has: all that a node learns of others
+    "set_resources": "worker",  # its machine fails, or works again
+    "identity": "",  # the list of workers: all that a node learns of others
     "close": "",
 }
 
-#: What its workers tell, once registered. Not that they have results of others: each does jobs
-#: that need none.
+#: Messages of its workers, once registered. None about results of others, which no job needs.
 _MESSAGES = {
     "close-stream",
     "keep-alive",
@@ -61,26 +61,26 @@ _MESSAGES = {
     "worker-status-change",
 }
 
-#: Bytes of the longest report of a job. Of events, the scheduler keeps 1,000 for each topic.
+#: Bytes of the longest report of a job. The scheduler keeps 1,000 events for each topic.
 _MAX_REPORT = 1 << 14
 
-#: What a worker may say that it has.
+#: Resources that a worker may claim.
 _RESOURCES: Sequence[Mapping[str, float]] = ({}, {"slot": 0}, {"slot": 1})
 
 
 def dask_setup(server: Any) -> None:
-    """Called by Dask before the process connects to anybody."""
+    """Check the names in certificates; Dask calls this before the process connects."""
     if context := server.connection_args.get("ssl_context"):
         context.check_hostname = True
 
 
 def is_worker_of(worker: str, node: str) -> bool:
-    """Return whether a worker's name is a node's: Dask adds -0, -1 … to it."""
+    """Return whether a worker belongs to a node: Dask appends -0, -1 … to the node's name."""
     return worker == node or worker.rpartition("-")[0] == node
 
 
 def guard_scheduler() -> None:
-    """Have the scheduler of this process hear of nodes what is theirs to tell, and nothing else."""
+    """Let the scheduler in this process accept from a node only messages about itself."""
 
     class Listener(TLSListener):
         comm_class = _FilteredTLS
@@ -90,7 +90,7 @@ def guard_scheduler() -> None:
 
 
 def guard_worker() -> None:
-    """Have workers and nannies of this process know nobody but who gives them work."""
+    """Let workers and nannies in this process talk only to their scheduler and drivers."""
     own = Path(dask.config.get("distributed.comm.tls.worker.cert")).read_text()
     only = _AllowedPeers(ssl.PEM_cert_to_DER_cert(own))
 
@@ -99,14 +99,16 @@ def guard_worker() -> None:
             comm = await super().connect(address, *rest, **named)
             if not only.knows(comm.stream.socket):
                 comm.abort()
-                raise ConnectionRefusedError(f"{address} is neither the scheduler nor ourselves.")
+                raise ConnectionRefusedError(
+                    f"{address} is neither the scheduler nor this machine."
+                )
             return comm
 
     class Listener(TLSListener):
         async def _prepare_stream(self, stream: Any, address: str) -> Any:
             stream = await super()._prepare_stream(stream, address)
             if stream is not None and not only.knows(stream.socket):
-                stream.close()  # before anything is read, for workers unpickle what they read
+                stream.close()  # before anything is read, since workers unpickle messages
                 return None
             return stream
 
@@ -122,7 +124,7 @@ def _register_backend(connector: type[TLSConnector], listener: type[TLSListener]
 
 
 class _AllowedPeers:
-    """Knows drivers, the scheduler, and the machine whose certificate this is."""
+    """Drivers, the scheduler, and the machine with this certificate."""
 
     def __init__(self, own: bytes) -> None:
         self._own = own
@@ -133,72 +135,74 @@ class _AllowedPeers:
 
 
 class _FilteredTLS(BoundedTLS):
-    """A connection that somebody opened to the scheduler."""
+    """An incoming connection of the scheduler."""
 
-    _registered = False  #: as a worker, whose stream it is from then on
+    _registered = False  #: as a worker, whose stream this is from then on
 
     async def read(self, deserializers: Any = None) -> Any:
         peer = self.extra_info.get("peercert") or {}
         drives = _common_name(peer) in DRIVER_NAMES
         self.most = inf if drives else MAX_WORKER_MESSAGE
-        said = await super().read(deserializers)
-        if not drives and self.remote_info:  # they have greeted each other
+        message = await super().read(deserializers)
+        if not drives and self.remote_info:  # after the handshake
             if self._registered:
-                lines = said if isinstance(said, tuple | list) else (said,)
+                lines = message if isinstance(message, tuple | list) else (message,)
                 for each in lines:
                     _check_message(each)
                 return [each for each in lines if not _is_noise(each)]
-            _check_request(said, _common_name(peer), _address_check(peer))
-            drop_unbounded_names(said)
-            self._registered = said.get("op") == "register-worker"
-        return said
+            _check_request(message, _common_name(peer), _address_check(peer))
+            drop_unbounded_names(message)
+            self._registered = message.get("op") == "register-worker"
+        return message
 
 
-def _check_request(said: Any, name: str, mine: Callable[[Any], bool]) -> None:
-    """Raise Refused for what a node of this name and these addresses may not ask."""
-    if isinstance(said, dict) and "op" not in said:  # an answer, as of a nanny that has begun
+def _check_request(message: Any, name: str, mine: Callable[[Any], bool]) -> None:
+    """Raise InvalidMessage for a request that a node of this name may not make."""
+    if (
+        isinstance(message, dict) and "op" not in message
+    ):  # an answer, e.g. of a nanny that has started
         return
-    if not isinstance(said, dict) or said["op"] not in _REQUESTS:
-        what = said["op"] if isinstance(said, dict) else type(said).__name__
+    if not isinstance(message, dict) or message["op"] not in _REQUESTS:
+        what = message["op"] if isinstance(message, dict) else type(message).__name__
         raise InvalidMessage(f"{name} may not ask for {printable(str(what), 80)}.")
-    field, nanny = _REQUESTS[said["op"]], said.get("nanny")
-    if not ((not field or mine(said.get(field))) and (nanny is None or mine(nanny))):
-        raise InvalidMessage(f"{name} speaks for another machine.")
-    if said["op"] == "register-worker" and not is_worker_of(str(said.get("name")), name):
-        raise InvalidMessage(f"{name} calls itself {printable(str(said.get('name')), 80)}.")
-    if said.get("resources", {}) not in _RESOURCES:
+    field, nanny = _REQUESTS[message["op"]], message.get("nanny")
+    if not ((not field or mine(message.get(field))) and (nanny is None or mine(nanny))):
+        raise InvalidMessage(f"{name} sent a message about another machine.")
+    if message["op"] == "register-worker" and not is_worker_of(str(message.get("name")), name):
+        raise InvalidMessage(f"{name} calls itself {printable(str(message.get('name')), 80)}.")
+    if message.get("resources", {}) not in _RESOURCES:
         raise InvalidMessage(f"{name} claims to have more than one slot.")
 
 
-def drop_unbounded_names(said: dict[str, Any]) -> None:
-    """Take out of a heartbeat what the scheduler adds up for ever, under any name it is told."""
-    said.pop("host_info", None)
-    said.pop("extensions", None)
-    if isinstance(metrics := said.get("metrics"), dict):
+def drop_unbounded_names(message: dict[str, Any]) -> None:
+    """Remove from a heartbeat what the scheduler accumulates forever, under any name."""
+    message.pop("host_info", None)
+    message.pop("extensions", None)
+    if isinstance(metrics := message.get("metrics"), dict):
         metrics["digests_total_since_heartbeat"] = {}
         metrics["bandwidth"] = {"total": 100e6, "workers": {}, "types": {}}  # Dask's first guess
 
 
-def _check_message(said: Any) -> None:
-    """Raise Refused for what a worker may not tell; the scheduler knows whose words they are."""
-    if said == "OK":
+def _check_message(message: Any) -> None:
+    """Raise InvalidMessage for a message that a worker may not send."""
+    if message == "OK":
         return
     if (
-        not isinstance(said, dict)
-        or said.get("op") not in _MESSAGES
-        or {"worker", "client"} & {*said}
+        not isinstance(message, dict)
+        or message.get("op") not in _MESSAGES
+        or {"worker", "client"} & {*message}
     ):
-        what = said.get("op") if isinstance(said, dict) else type(said).__name__
-        raise InvalidMessage(f"A worker may not tell {printable(str(what), 80)}.")
+        what = message.get("op") if isinstance(message, dict) else type(message).__name__
+        raise InvalidMessage(f"A worker may not send {printable(str(what), 80)}.")
 
 
-def _is_noise(said: Any) -> bool:
-    """Return whether it is an event that no driver reads, as those are that Dask notes itself."""
-    if not isinstance(said, dict) or said.get("op") != "log-event":
+def _is_noise(message: Any) -> bool:
+    """Return whether it is an event that no driver reads, such as Dask's own."""
+    if not isinstance(message, dict) or message.get("op") != "log-event":
         return False
-    report = said.get("msg")
+    report = message.get("msg")
     return (
-        said.get("topic") != PROGRESS_TOPIC
+        message.get("topic") != PROGRESS_TOPIC
         or not isinstance(report, bytes)
         or len(report) > _MAX_REPORT
     )
@@ -210,6 +214,6 @@ def _common_name(certificate: Mapping[str, Any]) -> str:
 
 
 def _address_check(certificate: Mapping[str, Any]) -> Callable[[Any], bool]:
-    """Return what tells whether an address is of the machine with this certificate."""
+    """Return a predicate: whether an address belongs to the machine with this certificate."""
     own = {value for kind, value in certificate.get("subjectAltName", ()) if "IP" in kind}
     return lambda address: isinstance(address, str) and get_address_host(address) in own

@@ -1,7 +1,7 @@
-"""A machine that fails jobs is given no more: its workers are drained until they are treated.
+"""Quarantine machines that fail jobs: their workers get no more until they are repaired.
 
-It runs in the workers. The scheduler hears of it as a resource that is gone and as a metric, so
-that whoever looks after the machines can restart the service or replace the machine.
+It runs in the workers. The scheduler learns of it by a missing resource and a metric, so that the
+health monitor can restart the service or replace the machine.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from distributed.comm.addressing import get_address_host
 
 from cahlib.core.errors import MachineFault, describe_machine_fault
 
-#: The metric by which a worker says why it is drained.
+#: The metric in which a worker reports why it is drained.
 FAULT_METRIC = "cahlib-ill"
 
-#: Seconds after which a worker that nobody treats tries again, and to reach the scheduler.
+#: Seconds after which a worker that nobody repaired tries again; and to reach the scheduler.
 _RETRY_AFTER, _SCHEDULER_TIMEOUT = 600.0, 10.0
 
 
 def require_healthy() -> None:
-    """Raise MachineFault in a worker that is drained: what waits for it is done elsewhere."""
+    """Raise MachineFault in a drained worker: jobs that wait for it are done elsewhere."""
     worker: Any = get_worker()
     if why := worker.metrics.get(FAULT_METRIC):
         raise MachineFault(why(worker))
@@ -32,7 +32,7 @@ def require_healthy() -> None:
 
 @contextmanager
 def quarantined() -> Iterator[None]:
-    """Raise MachineFault for what the machine of a worker fails at, and drain it."""
+    """Raise MachineFault for a fault of the worker's machine, and drain its workers."""
     try:
         yield
     except Exception as error:
@@ -42,18 +42,18 @@ def quarantined() -> Iterator[None]:
         told = error if isinstance(error, MachineFault) else f"{fault} ({error})"
         why = f"{get_address_host(worker.address)}: {told}"
         worker.metrics[FAULT_METRIC] = lambda _: why
-        with suppress(Exception):  # the scheduler is away: its next job is refused here
+        with suppress(Exception):  # the scheduler is unreachable: the next job is rejected here
             _run_on_loop(worker, _drain(worker))
         raise MachineFault(why) from error
 
 
 def _run_on_loop(worker: Any, action: Any) -> None:
-    """Do something on the loop of a worker, from one of its threads."""
+    """Run a coroutine on a worker's event loop, from one of its threads."""
     asyncio.run_coroutine_threadsafe(action, worker.loop.asyncio_loop).result(_SCHEDULER_TIMEOUT)
 
 
 async def _drain(worker: Any) -> None:
-    """Let the scheduler give no job to the machine's workers, until this one tries again."""
+    """Take the slots of the machine's workers, until this one tries again."""
     await _set_slots(worker, 0)
     worker.loop.call_later(_RETRY_AFTER, lambda: asyncio.ensure_future(_recover(worker)))
 
@@ -65,7 +65,7 @@ async def _recover(worker: Any) -> None:
 
 
 async def _set_slots(worker: Any, count: int) -> None:
-    """Let the scheduler give so many jobs to each worker of this machine."""
+    """Set the number of slots of each worker on this machine."""
     host = get_address_host(worker.address)
     for address, each in (await worker.scheduler.identity())["workers"].items():
         if each["host"] == host:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +31,23 @@ from cahlib.engine import cluster, wire
 from cahlib.engine.cluster import ClusterAddress, WorkerState, is_worker_of
 from cahlib.engine.dispatch import RemoteJob, jobs_to_send, stuck_jobs, track_workers
 from cahlib.engine.file_sync import FileSync, file_ref
-from cahlib.engine.local import job_error, release_future
+from cahlib.engine.job import job_error
+from cahlib.engine.local import release_future
 from cahlib.engine.transfer import CONNECTION_ERRORS as CONNECTION_ERRORS
 from cahlib.engine.transfer import DamagedFile, delete_files, fetch_parcel, parcel_files
 from cahlib.engine.wire import MAX_PULLS, PROGRESS_TOPIC, InvalidMessage, JobResult
 from cahlib.engine.worker import JobContext, run_remote_job
 
-#: How often a parcel's coming is tried before its shard is scraped again.
+#: Attempts to fetch a parcel before its shard is scraped again.
 _MAX_ATTEMPTS = 5
 
 _CLOSE_TIMEOUT = 5  #: seconds for each step of leaving a cluster
 
-#: Seconds in which whoever looks after machines that all fail must have treated one.
-_REPAIR_TIMEOUT, _FIX = 180.0, "See to that, then run the same command; what is finished is kept."
+#: Seconds in which at least one of the machines must be repaired if all fail.
+_REPAIR_TIMEOUT, _FIX = 180.0, "Fix that, then run the same command again; finished work is kept."
 
-#: What the names begin with under which jobs are published.
-_PUBLISHED = "cahlib-"
+#: Prefix of the names under which jobs are published.
+_PREFIX = "cahlib-"
 
 _log = logging.getLogger(__name__)
 
@@ -54,32 +56,32 @@ class RemoteEngine:
     """Jobs by key on the workers of a cluster by address."""
 
     def __init__(
-        self, reach: ClusterAddress, home: Path, connect: Callable[[ClusterAddress], Client]
+        self, address: ClusterAddress, folder: Path, connect: Callable[[ClusterAddress], Client]
     ) -> None:
         self.slots = 0  #: jobs that can run at the same time, as of now
-        self.folder = Path(reach.away)  #: where jobs write their parcels
-        self._reach, self._home, self._connect = reach, home, connect
+        self.folder = Path(address.parcel_folder)  #: where jobs write their parcels
+        self._address, self._folder, self._connect = address, folder, connect
         self._jobs: dict[str, RemoteJob] = {}
-        self._known = set[str]()  #: keys of the jobs that are published there
+        self._published = set[str]()  #: keys of the jobs that are published there
         self._finished: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._lost: Exception | None = None
-        self._ill = 0.0  #: since when no machine takes jobs; 0: one does
-        self._refused = set[str]()  #: machines that sent what is not read
+        self._failing_since = 0.0  #: since when no machine takes jobs; 0: one does
+        self._rejected = set[str]()  #: hosts that sent invalid messages
         self._lock = threading.RLock()
-        self._ending = threading.Event()
-        self._supplies = FileSync(reach, self._ending.is_set)
+        self._closing = threading.Event()
+        self._file_sync = FileSync(address, self._closing.is_set)
         self._pulls = ThreadPoolExecutor(MAX_PULLS, thread_name_prefix="pull")
-        self._client = connect(reach)
+        self._client = connect(address)
         try:
-            self._begin()
+            self._prepare_client()
         except BaseException:
             self._client.close(timeout=5)
             raise
-        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
-        self._keeper.start()
+        self._watcher = threading.Thread(target=self._watch, name="keeper", daemon=True)
+        self._watcher.start()
 
     def __len__(self) -> int:
-        """Jobs submitted and not taken back by `take`."""
+        """Return the number of jobs submitted and not yet returned by `take`."""
         return len(self._jobs)
 
     def submit(
@@ -92,20 +94,19 @@ class RemoteEngine:
     ) -> None:
         """Start ``function(*arguments, limit=…, report=…)`` as soon as a worker is free for it.
 
-        If it runs there already, for a driver that died, it is found again. It finds ``files`` of
-        this machine with `cahlib.core.path_map.local_path`; they are sent once to each that lacks
-        them.
+        If it already runs there, for a driver that died, it is found again. It finds ``files`` of
+        this machine with `cahlib.core.path_map.local_path`; each is sent once to each machine.
         """
         job = RemoteJob(function, arguments, limit, tuple(map(file_ref, files)))
         with self._lock:
-            self._jobs[self._reach.run + key] = job
+            self._jobs[self._address.run + key] = job
 
     def take(self, *, timeout: float) -> tuple[str, Any] | None:
-        """A finished job's key with its result, or with the exception that ended it.
+        """Return a finished job's key with its result, or with the exception that ended it.
 
-        None if none finishes within ``timeout`` seconds. A parcel lies in this machine's folder,
-        and is deleted where it was made. Raises RunError if the cluster is away for too long
-        or was given up, ConfigError if it has workers that are not fit.
+        Return None if no job finishes within ``timeout`` seconds. A parcel lies in this machine's
+        folder, and is deleted where it was made. Raise RunError if the cluster does not answer for
+        too long or has failed, ConfigError if its workers are unsuitable.
         """
         try:
             key, result = self._finished.get(timeout=timeout)
@@ -115,38 +116,36 @@ class RemoteEngine:
             return None
         with self._lock:
             del self._jobs[key]
-        return key.removeprefix(self._reach.run), result
+        return key.removeprefix(self._address.run), result
 
-    def told(self) -> list[Any]:
-        """What each running job reported last."""
-        return list(self.reports().values())
+    def reports(self) -> list[Any]:
+        """Return the last report of each running job."""
+        return list(self.reports_by_job().values())
 
-    def reports(self) -> dict[str, Any]:
-        """The same, by the keys under which the cluster knows the jobs."""
-        told = {key: job.told for key, job in self._jobs.copy().items() if not job.ended}
-        return {key: each for key, each in told.items() if each is not None}
+    def reports_by_job(self) -> dict[str, Any]:
+        """Return the same by the keys under which the cluster knows the jobs."""
+        running = {key: job for key, job in self._jobs.copy().items() if not job.ended}
+        return {key: job.last_report for key, job in running.items() if job.last_report is not None}
 
     def nodes(self) -> list[WorkerState]:
-        """The workers that the scheduler knows; raises RunError if it does not answer."""
-        client = self._client  # the keeper may put another in its place
+        """Return the workers that the scheduler knows; raise RunError if it does not answer."""
+        client = self._client  # the watcher may replace it
         if client.status != "running":
-            raise RunError(f"{self._reach.address} does not answer.")
+            raise RunError(f"{self._address.address} does not answer.")
         try:
-            known_there = cluster.list_workers(client)
-            # not by what they report: one that stands still says nothing
+            found = cluster.list_workers(client)
+            # not by their reports: a worker that hangs reports nothing
             assigned = client.processing()
         except CONNECTION_ERRORS as error:
-            raise RunError(f"{self._reach.address} does not answer ({error}).") from error
+            raise RunError(f"{self._address.address} does not answer ({error}).") from error
         now, known = time.monotonic(), self._jobs.copy()
         jobs = {each: tuple(key for key in keys if key in known) for each, keys in assigned.items()}
-        still = {key: now - job.changed for key, job in known.items()}
-        return [
-            cluster.worker_state(worker, jobs.get(address, ()), still=still, unread=self._refused)
-            for address, worker in known_there.items()
-        ]
+        stalled = {key: now - job.last_change for key, job in known.items()}
+        state = partial(cluster.worker_state, stalled=stalled, unread=self._rejected)
+        return [state(worker, jobs.get(address, ())) for address, worker in found.items()]
 
-    def gather(self, nodes: Sequence[str], *, timeout: float) -> set[str]:
-        """Wait until workers of these nodes are there; gives the nodes that are missing."""
+    def await_nodes(self, nodes: Sequence[str], *, timeout: float) -> set[str]:
+        """Wait until these nodes have workers; return the nodes that are still missing."""
         deadline, missing = time.monotonic() + timeout, set(nodes)
         while True:
             with suppress(RunError):
@@ -157,16 +156,16 @@ class RemoteEngine:
             time.sleep(0.2)
 
     def move(self, address: str) -> None:
-        """Go on with the scheduler at another address; what is not finished is done again there."""
-        self._reach = replace(self._reach, address=address)
-        self._client.close(timeout=5)  # so that it is connected anew
+        """Continue with the scheduler at another address; unfinished jobs are done again there."""
+        self._address = replace(self._address, address=address)
+        self._client.close(timeout=5)  # so that the watcher reconnects
 
-    def give_up(self, why: RunError) -> None:
-        """Let `take` raise this once nothing is finished any more: no machine will come back."""
+    def fail(self, why: RunError) -> None:
+        """Let `take` raise this once no finished job is left: no machine will come back."""
         self._lost = why
 
     def drain(self, *, timeout: float) -> None:
-        """Bring here what is finished now; running jobs are not waited for."""
+        """Fetch the results of jobs that are finished now, without waiting for running ones."""
         deadline = time.monotonic() + timeout
         while any(job.status == "finished" for job in self._jobs.copy().values()):
             if time.monotonic() > deadline:
@@ -175,83 +174,81 @@ class RemoteEngine:
 
     def close(self) -> None:
         """End running jobs and leave the cluster, in seconds even if it does not answer."""
-        self._ending.set()
-        self._keeper.join(_CLOSE_TIMEOUT)
+        self._closing.set()
+        self._watcher.join(_CLOSE_TIMEOUT)
         self._pulls.shutdown(wait=False, cancel_futures=True)
         if self._client.status == "running":
             with suppress(*CONNECTION_ERRORS):
-                self._client.sync(self._part, callback_timeout=_CLOSE_TIMEOUT)
-                self._supplies.forget(self._client)
+                self._client.sync(self._cancel_jobs, callback_timeout=_CLOSE_TIMEOUT)
+                self._file_sync.clean_up(self._client)
         self._client.close(timeout=_CLOSE_TIMEOUT)  # ends what pulls wait for
         self._pulls.shutdown(wait=True)
 
-    async def _part(self) -> None:
+    async def _cancel_jobs(self) -> None:
         if running := [job.future for job in self._jobs.values() if job.future]:
-            names: list[Any] = [
-                _PUBLISHED + key for key, job in self._jobs.items() if job.published
-            ]
+            names: list[Any] = [_PREFIX + key for key, job in self._jobs.items() if job.published]
             await self._client.unpublish_dataset(names)
             await self._client.cancel(running, force=True)
 
     # the connection
 
-    def _begin(self) -> None:
-        """What a fresh client needs."""
-        self._client.subscribe_topic(PROGRESS_TOPIC, self._hear)
-        self._find()
-        self._count()
+    def _prepare_client(self) -> None:
+        """Subscribe a new client and learn what the cluster has."""
+        self._client.subscribe_topic(PROGRESS_TOPIC, self._on_report)
+        self._find_published()
+        self._count_slots()
 
-    def _keep(self) -> None:
+    def _watch(self) -> None:
         """Watch the jobs and the connection until the end."""
         last, counted = time.monotonic(), 0.0
-        while not self._ending.wait(0.1):
+        while not self._closing.wait(0.1):
             try:
                 if self._client.status in ("closed", "closing"):
-                    reach = self._reach
-                    self._client = self._connect(reach)
-                    if reach is not self._reach:  # moved meanwhile
+                    address = self._address
+                    self._client = self._connect(address)
+                    if address is not self._address:  # `move` was called meanwhile
                         self._client.close(timeout=5)
                         continue
-                    self._begin()
+                    self._prepare_client()
                 if self._client.status == "running":
                     if time.monotonic() > counted + 1:
-                        self._count()
+                        self._count_slots()
                         counted = time.monotonic()
-                    self._look()
-                    self._hand_out()
+                    self._check_jobs()
+                    self._send_jobs()
                     last = time.monotonic()
             except (*CONNECTION_ERRORS, RunError) as error:
-                _log.warning("%s: %s", self._reach.address, error)
-            except Exception as error:  # noqa: BLE001 - workers that are not fit, or a bug
+                _log.warning("%s: %s", self._address.address, error)
+            except Exception as error:  # noqa: BLE001 - unsuitable workers, or a bug
                 self._lost = error
                 return
-            if time.monotonic() > last + self._reach.limit and not self._lost:
+            if time.monotonic() > last + self._address.limit and not self._lost:
                 self._lost = RunError(
-                    f"{self._reach.address} has not answered for {self._reach.limit / 60:.0f} "
-                    "minutes; what is finished is kept, so the same command goes on from here."
+                    f"{self._address.address} has not answered for {self._address.limit / 60:.0f} "
+                    "minutes; finished work is kept, so run the same command again to continue."
                 )
 
-    def _count(self) -> None:
-        found = cluster.worker_slots(self._client, self._reach)
+    def _count_slots(self) -> None:
+        found = cluster.worker_slots(self._client, self._address)
         self.slots = sum(found.values())
         why = cluster.common_fault(self._client) if not self.slots else ""
-        self._ill = (self._ill or time.monotonic()) if why else 0
-        if self._ill and time.monotonic() > self._ill + _REPAIR_TIMEOUT:
-            self._lost = RunError(f"all machines of {self._reach.address} fail: {why}. {_FIX}")
+        self._failing_since = (self._failing_since or time.monotonic()) if why else 0
+        if self._failing_since and time.monotonic() > self._failing_since + _REPAIR_TIMEOUT:
+            self._lost = RunError(f"all machines of {self._address.address} fail: {why}. {_FIX}")
         if jobs := self._jobs.copy():
             track_workers(jobs, assigned := self._client.processing())
             for key in stuck_jobs(jobs, assigned, found):
-                self._again(key, jobs[key])
+                self._restart(key, jobs[key])
 
-    def _find(self) -> None:
-        """Learn which jobs the cluster has of before the connection broke, or of another driver."""
-        self._known = {str(name).removeprefix(_PUBLISHED) for name in self._client.list_datasets()}
+    def _find_published(self) -> None:
+        """Learn which jobs the cluster has from before a disconnection, or of another driver."""
+        self._published = {str(name).removeprefix(_PREFIX) for name in self._client.list_datasets()}
 
-    def _look(self) -> None:
-        """One look at every job that was sent."""
+    def _check_jobs(self) -> None:
+        """Check every job that was sent once."""
         jobs = self._jobs.copy()
         if lost := [job for job in jobs.values() if job.status == "cancelled"]:
-            self._find()  # the connection was lost; what was published runs on
+            self._find_published()  # the connection was lost; published jobs still run
         with self._lock:
             for job in lost:
                 job.future = None
@@ -259,20 +256,20 @@ class RemoteEngine:
                 if job.future and job.status == "error":
                     error = job.future.exception(timeout=10)
                     self._end(key, job, job_error(error) if error else error)
-                elif job.status == "finished" and job.published and not job.coming:
-                    job.coming = True  # not before: what is released must not be published then
-                    self._pulls.submit(self._bring, key, job)
+                elif job.status == "finished" and job.published and not job.fetching:
+                    job.fetching = True  # not before: what is released must not be published then
+                    self._pulls.submit(self._fetch_result, key, job)
 
-    def _hand_out(self) -> None:
-        """Send what is due, and publish what was sent."""
+    def _send_jobs(self) -> None:
+        """Send the jobs that are due, and publish those that were sent."""
         with self._lock:
-            for key, job in jobs_to_send(self._jobs, self.slots, self._known):
+            for key, job in jobs_to_send(self._jobs, self.slots, self._published):
                 self._send(key, job)
             unnamed = {k: job for k, job in self._jobs.items() if job.status and not job.published}
             fresh = [(key, job, job.future) for key, job in unnamed.items()]
-        # What is published still, since before the connection broke, is left alone: to publish it
-        # anew is to release it first, and its job would be ended that runs on.
-        new: Any = {_PUBLISHED + key: future for key, _, future in fresh if key not in self._known}
+        # Jobs published before the connection broke are left alone: publishing them again would
+        # first release them, which ends a running job.
+        new: Any = {_PREFIX + key: future for key, _, future in fresh if key not in self._published}
         if new:
             self._client.publish_dataset(new)  # together: each asks every worker, 0.1 to 1 s
         with self._lock:
@@ -280,92 +277,93 @@ class RemoteEngine:
                 job.published = job.published or job.future is future
 
     def _send(self, key: str, job: RemoteJob) -> None:
-        job.published, job.changed = False, time.monotonic()
-        means = JobContext(files=job.files, folder=self._reach.files, staging=self._reach.staging)
-        packed = pickle.dumps(((key, job.function, job.arguments, job.limit), means))
+        job.published, job.last_change = False, time.monotonic()
+        context = JobContext(
+            files=job.files, folder=self._address.files, staging=self._address.staging
+        )
+        packed = pickle.dumps(((key, job.function, job.arguments, job.limit), context))
         job.future = self._client.submit(
             run_remote_job, packed, key=key, pure=False, resources={"slot": 1}
         )
 
-    def _hear(self, event: tuple[float, bytes]) -> None:
+    def _on_report(self, event: tuple[float, bytes]) -> None:
         with suppress(InvalidMessage):
             key, message = wire.decode_report(event[1])
-            if (job := self._jobs.get(key)) and not job.ended and message != job.told:
-                job.told, job.changed = message, time.monotonic()
+            if (job := self._jobs.get(key)) and not job.ended and message != job.last_report:
+                job.last_report, job.last_change = message, time.monotonic()
 
-    def _bring(self, key: str, job: RemoteJob) -> None:
-        """Bring a finished job's result here, or leave it for another try."""
-        future = job.future  # the keeper may end the job meanwhile
+    def _fetch_result(self, key: str, job: RemoteJob) -> None:
+        """Fetch a finished job's result, or leave it for another attempt."""
+        future = job.future  # the watcher may end the job meanwhile
         try:
             if future is None:  # it has ended, or is to be sent again
-                job.coming = False
+                job.fetching = False
                 return
-            said = wire.decode_result(future.result(timeout=self._reach.patience))
-            if (said.lacks or said.parcel) and said.host not in cluster.result_hosts(
-                self._client, future
-            ):
-                raise InvalidMessage("It speaks for another machine.")
-            if said.lacks:
-                lacks = [job.files[n] for n in said.lacks if n < len(job.files)]
-                self._supplies.bring(self._client, lacks, said.host)
-                self._again(key, job)
+            said = wire.decode_result(future.result(timeout=self._address.patience))
+            hosts = cluster.result_hosts(self._client, future)
+            if (said.missing or said.parcel) and said.host not in hosts:
+                raise InvalidMessage("It sent a message about another machine.")
+            if said.missing:
+                missing = [job.files[n] for n in said.missing if n < len(job.files)]
+                self._file_sync.send(self._client, missing, said.host)
+                self._restart(key, job)
                 return
-            result = self._pulled(job, said)
+            result = self._with_parcel(job, said)
         except InvalidMessage as error:
             with suppress(*CONNECTION_ERRORS):  # the machine is gone
-                self._refused |= cluster.result_hosts(self._client, future)
-            _log.error("%s at %s: %s", key, self._refused, error)
-            job.tries += 1
-            if job.tries < _MAX_ATTEMPTS:
-                self._again(key, job)
+                self._rejected |= cluster.result_hosts(self._client, future)
+            _log.error("%s at %s: %s", key, self._rejected, error)
+            job.attempts += 1
+            if job.attempts < _MAX_ATTEMPTS:
+                self._restart(key, job)
                 return
             result = MachineFault(f"{cluster.UNREADABLE} ({error})")
         except (*CONNECTION_ERRORS, DamagedFile) as error:
-            job.tries += 1
-            if job.tries < _MAX_ATTEMPTS:
-                _log.warning("%s, try %d: %s", key, job.tries, error)
-                self._ending.wait(0.5)
-                job.coming = False
+            job.attempts += 1
+            if job.attempts < _MAX_ATTEMPTS:
+                _log.warning("%s, attempt %d: %s", key, job.attempts, error)
+                self._closing.wait(0.5)
+                job.fetching = False
                 return
-            # else it would be found again, as damaged as it is
+            # else the damaged file would be found again
             if isinstance(error, DamagedFile):
-                delete_files(self._client, parcel_files(said, self._reach.staging))
-            result = ShardError(f"the parcel of {key} could not be brought here: {error}")
-        except Exception as error:  # noqa: BLE001 - the job's own, or a bug: the run's to judge
+                delete_files(self._client, parcel_files(said, self._address.staging))
+            result = ShardError(f"the parcel of {key} could not be fetched: {error}")
+        except Exception as error:  # noqa: BLE001 - the job's own error, or a bug, for the run to judge
             result = error
         with self._lock:
             self._end(key, job, result)
 
-    def _again(self, key: str, job: RemoteJob) -> None:
-        """Have a job begin anew."""
+    def _restart(self, key: str, job: RemoteJob) -> None:
+        """Start a job again."""
         with self._lock:
             self._release(key, job)
-            job.coming = False
+            job.fetching = False
 
-    def _pulled(self, job: RemoteJob, said: JobResult) -> Any:
-        """A job's result with its files in this machine's folder."""
+    def _with_parcel(self, job: RemoteJob, said: JobResult) -> Any:
+        """Return a job's result with its files in this machine's folder."""
         if not (parcel := said.parcel):
             return said.result()
         asked = [each for each in job.arguments if isinstance(each, Shard)]
         if asked not in ([], [parcel.shard]):
             raise InvalidMessage(f"It sent a parcel of another shard than {asked[0].id}.")
-        files = parcel_files(said, self._reach.staging)
-        tar = fetch_parcel(self._client, files, self._home, patience=self._reach.patience)
+        files = parcel_files(said, self._address.staging)
+        tar = fetch_parcel(self._client, files, self._folder, patience=self._address.patience)
         return replace(parcel, path=tar)
 
     def _end(self, key: str, job: RemoteJob, result: Any) -> None:
-        if job.ended:  # the keeper and a pull may both find that it has failed
+        if job.ended:  # the watcher and a pull may both see its failure
             return
-        job.ended, job.told = True, None
+        job.ended, job.last_report = True, None
         self._release(key, job)
         self._finished.put((key, result))
 
     def _release(self, key: str, job: RemoteJob) -> None:
         """Let the scheduler forget a job."""
-        self._known.discard(key)
+        self._published.discard(key)
         with suppress(*CONNECTION_ERRORS):
             if job.published:
-                self._client.unpublish_dataset([_PUBLISHED + key])
+                self._client.unpublish_dataset([_PREFIX + key])
         if job.future:
             with suppress(*CONNECTION_ERRORS):
                 release_future(self._client, job.future)
@@ -374,19 +372,19 @@ class RemoteEngine:
 
 @contextmanager
 def remote_engine(
-    reach: ClusterAddress, home: Path, *, timeout: float = 30
+    address: ClusterAddress, folder: Path, *, timeout: float = 30
 ) -> Iterator[RemoteEngine]:
-    """An engine on the cluster at an address; parcels end up in ``home``.
+    """Open an engine on the cluster at an address; parcels end up in ``folder``.
 
-    Raises RunError if nobody answers there, or not as a member of the same swarm.
+    Raise RunError if nobody answers there, or not as a member of the same swarm.
     """
     settings = {
-        "distributed.comm.compression": False,  # what is compressed is not read
+        "distributed.comm.compression": False,  # compressed messages are not read
         "distributed.comm.timeouts.connect": "10s",
-        "distributed.comm.timeouts.tcp": f"{reach.silence}s",  # for the nodes' side see dask.yaml
+        "distributed.comm.timeouts.tcp": f"{address.silence}s",  # of the nodes: dask.yaml
     }
     with dask.config.set(settings):
-        engine = RemoteEngine(reach, home, lambda reach: cluster.connect(reach, timeout))
+        engine = RemoteEngine(address, folder, lambda each: cluster.connect(each, timeout))
         try:
             yield engine
         finally:

@@ -1,6 +1,6 @@
-"""Preloaded by the scheduler of a swarm: it unpickles nothing, and does what drivers ask alone.
+"""Restrict a swarm's scheduler: it unpickles nothing, and obeys drivers only.
 
-Dask imports it before it listens; if it cannot be restricted, it does not start.
+Dask imports this before it listens; if the restriction fails, the scheduler does not start.
 """
 
 from cahlib.engine import peers, unpickling

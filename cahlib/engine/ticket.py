@@ -1,8 +1,8 @@
-"""A ticket: one file with which a machine drives a swarm that another one brought up.
+"""Tickets: one file with which a machine drives a swarm that another one created.
 
-It holds the head's address and a certificate that ends with the session. Whoever has it can run
-code on that swarm until then, and nothing else: no token of the cloud is in it, no key of SSH, and
-not the authority's key. It does not know how it travels.
+It holds the head's address and a certificate that expires with the session. Whoever has it can run
+code on that swarm until then, and nothing else: it contains no cloud token, no SSH key, and not the
+authority's key. It does not know how it is transferred.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ import os
 from pathlib import Path
 
 from cahlib.core.errors import ConfigError
-from cahlib.engine.certificates import SwarmKeys
+from cahlib.engine.certificates import Certificates
 from cahlib.engine.cluster import ClusterAddress
 
-#: The files of `SwarmKeys` that a driver needs.
+#: The files of `Certificates` that a driver needs.
 _FILES = ("authority.crt", "driver.key", "driver.crt")
 
-#: Seconds without the swarm after which it counts as taken down: a GPU's hours are counted.
+#: Seconds without an answer after which a swarm counts as deleted: GPU hours are limited.
 _MAX_OUTAGE = 300
 
 
 def issue_ticket(reach: ClusterAddress, *, hours: float) -> bytes:
-    """A ticket to a swarm whose keys are here."""
+    """Return a ticket to a swarm whose keys are on this machine."""
     assert reach.keys
     key, certificate = reach.keys.guest(hours)
     texts = (reach.keys.authority().public.read_bytes(), key, certificate)
     files = {name: text.decode() for name, text in zip(_FILES, texts, strict=True)}
-    return json.dumps({"address": reach.address, "away": reach.away, **files}).encode()
+    return json.dumps({"address": reach.address, "away": reach.parcel_folder, **files}).encode()
 
 
 def read_ticket(path: Path, folder: Path) -> ClusterAddress:
-    """The swarm of a ticket, whose keys are put into ``folder``; else ConfigError."""
+    """Return a ticket's swarm, after writing its keys to ``folder``; raise ConfigError."""
     try:
         told = json.loads(path.read_bytes())
         address, away = str(told["address"]), str(told["away"])
@@ -47,4 +47,6 @@ def read_ticket(path: Path, folder: Path) -> ClusterAddress:
         target.unlink(missing_ok=True)
         with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
-    return ClusterAddress(address=address, keys=SwarmKeys(folder), away=away, limit=_MAX_OUTAGE)
+    return ClusterAddress(
+        address=address, keys=Certificates(folder), parcel_folder=away, limit=_MAX_OUTAGE
+    )

@@ -1,8 +1,8 @@
-"""Files from the machine that wrote them to this one: in pieces, checked, and then deleted there.
+"""Fetch files from the machine that wrote them: in pieces, verified, and then deleted there.
 
 A piece is an ordinary task of the cluster that only the file's own machine may run. In the lab this
-moved 90 to 200 MiB/s with flat memory, where SFTP moved 5 to 56. It does not know what is in a
-file; a place that all machines share may stand between them instead.
+moved 90 to 200 MiB/s with flat memory, where SFTP moved 5 to 56. A staging folder that all machines
+share may be used instead. It does not know what is in a file.
 """
 
 from __future__ import annotations
@@ -31,12 +31,11 @@ from cahlib.engine.worker import read_piece, remove_file
 
 _T = TypeVar("_T")
 
-#: What the keys of tasks that move pieces begin with.
+#: Prefix of the keys of tasks that move pieces.
 PIECE_KEY = "cahlib-piece-"
 
-
-#: What a broken connection raises in Dask's client. RuntimeError: "ConnectionPool is closed", of a
-#: question that is on its way while the client closes.
+#: Exceptions of Dask's client for a broken connection. RuntimeError: "ConnectionPool is closed",
+#: raised for a request in flight while the client closes.
 CONNECTION_ERRORS = (
     OSError, asyncio.TimeoutError, futures.TimeoutError, futures.CancelledError, ClosedClientError,
     RuntimeError,
@@ -44,27 +43,27 @@ CONNECTION_ERRORS = (
 
 
 class DamagedFile(ShardError):
-    """What arrived is not what was sent."""
+    """A file did not arrive as it was sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteFile:
-    """A file that waits to be fetched."""
+    """A file on another machine or in the staging folder."""
 
-    place: str  #: its path on its machine, or the URL of the shared place
-    host: str  #: the machine that has it, "" at a shared place
+    place: str  #: its path on its machine, or its URL in the staging folder
+    host: str  #: the machine that has it, "" with staging
     size: int
     sha256: str  #: hex
 
 
 def parcel_files(said: JobResult, staging: str) -> list[RemoteFile]:
-    """Where a parcel's manifest and tar are; raises Refused for other files than those.
+    """Return where a parcel's manifest and tar are; raise InvalidMessage for other files.
 
-    At a shared place they are only where this machine looks for them.
+    With staging, only this machine decides where they are.
     """
     name = said.parcel and said.parcel.shard.id
     if [each.name for each in said.files] != [f"{name}.json", f"{name}.tar"]:
-        raise InvalidMessage("It sent other files than a parcel has.")
+        raise InvalidMessage("It sent files that do not belong to a parcel.")
     return [
         RemoteFile(
             place=f"{staging.rstrip('/') or each.folder}/{each.name}",
@@ -79,9 +78,9 @@ def parcel_files(said: JobResult, staging: str) -> list[RemoteFile]:
 def fetch_parcel(
     client: Client, files: Sequence[RemoteFile], home: Path, *, patience: float
 ) -> Path:
-    """Bring a parcel's files here, its manifest last; gives the path of its tar.
+    """Fetch a parcel's files, its manifest last, and delete them at their source.
 
-    Then they are deleted where they were. Raises as `fetch_file` does.
+    Return the path of the tar. Raise as `fetch_file` does.
     """
     home.mkdir(parents=True, exist_ok=True)
     for sent in reversed(files):
@@ -91,17 +90,17 @@ def fetch_parcel(
 
 
 def delete_files(client: Client, files: Sequence[RemoteFile]) -> None:
-    """Delete files where they were sent from, if that can be."""
+    """Delete files at their source, if it answers."""
     for sent in files:
-        with suppress(*CONNECTION_ERRORS):  # the machine's disk is a little fuller
+        with suppress(*CONNECTION_ERRORS):  # else they stay on that machine's disk
             delete_file(client, sent, patience=60)
 
 
 def fetch_file(client: Client, sent: RemoteFile, target: Path, *, patience: float) -> None:
-    """Bring a file here under a temporary name, check it, give it its name.
+    """Fetch a file under a temporary name, verify it, and rename it.
 
-    Raises Damaged, or whatever Dask or fsspec raise if a piece takes longer than ``patience``
-    seconds or the place is away.
+    Raise DamagedFile, or whatever Dask or fsspec raise if a piece takes longer than ``patience``
+    seconds or the source does not answer.
     """
     part = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.part")
     digest, size = sha256(), 0
@@ -115,7 +114,7 @@ def fetch_file(client: Client, sent: RemoteFile, target: Path, *, patience: floa
             os.fsync(file.fileno())
         if (size, digest.hexdigest()) != (sent.size, sent.sha256):
             raise DamagedFile(
-                f"{target.name} was damaged on its way from {sent.host or sent.place}."
+                f"{target.name} was damaged in transit from {sent.host or sent.place}."
             )
         part.replace(target)
     finally:
@@ -123,7 +122,7 @@ def fetch_file(client: Client, sent: RemoteFile, target: Path, *, patience: floa
 
 
 def delete_file(client: Client, sent: RemoteFile, *, patience: float) -> None:
-    """Delete a file where it was sent from."""
+    """Delete a file at its source."""
     if sent.host:
         checked_answer(run_on(client, sent.host, remove_file, sent.place), type(None), patience)
         return
@@ -143,8 +142,8 @@ def _pieces(client: Client, sent: RemoteFile, patience: float) -> Iterator[bytes
             run_on(client, sent.host, read_piece, sent.place, start, PIECE_SIZE), bytes, patience
         )
 
-    # A piece sets out when its result is asked for, and not before: so several threads ask. One
-    # more waits, so that none of them stands still while a piece is written.
+    # A piece is sent only when its result is requested, so several threads request them. One more
+    # piece is queued, so that no thread idles while a piece is written.
     coming: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(PIECES_AHEAD) as threads:
         for start in range(0, sent.size, PIECE_SIZE):
@@ -156,22 +155,20 @@ def _pieces(client: Client, sent: RemoteFile, patience: float) -> Iterator[bytes
 
 
 def run_on(client: Client, host: str, function: Any, *arguments: Any) -> distributed.Future[Any]:
-    """Have a function run on a machine, beside its jobs."""
+    """Run a function on a machine, beside its jobs."""
     return client.submit(
         function,
         *arguments,
         key=f"{PIECE_KEY}{uuid.uuid4().hex}",
         workers=[host],
         pure=False,
-        priority=10,  # a job that waits for a slot does not come before it
+        priority=10,  # before jobs that wait for a slot
     )
 
 
 def checked_answer(future: distributed.Future[Any], kind: type[_T], patience: float) -> _T:
-    """What a machine answers within so many seconds; raises Refused if it is not of its kind."""
+    """Return a machine's answer within so many seconds; raise InvalidMessage for another type."""
     answer = future.result(timeout=patience)
     if not isinstance(answer, kind):
-        raise InvalidMessage(
-            f"It sent a {type(answer).__name__}, not the {kind.__name__} it was to send."
-        )
+        raise InvalidMessage(f"It sent a {type(answer).__name__} instead of a {kind.__name__}.")
     return answer

@@ -1,10 +1,10 @@
 """Keep this process from unpickling what other machines send through Dask.
 
 Dask pickles results, exceptions, warnings, types and graphs, and unpickling runs whatever the
-sender likes. Once `restrict` was called, the code of `distributed` in this process reads pickles
-by a reader that imports and calls nothing: each name in a pickle becomes a stand-in. What is plain
-data passes; of the rest, a closed list is made into what it stands for (the type of bytes, the
-message of an error, and graphs of the functions in `ALLOWED_CALLS` on plain data); anything else is
+sender likes. After `restrict`, the code of `distributed` in this process reads pickles with a
+reader that imports and calls nothing: each name in a pickle becomes a stand-in. Plain data passes;
+of the rest, a closed list is converted (the type of bytes, the message of an error, and graphs of
+the functions in `ALLOWED_CALLS` on plain data); anything else is
 `InvalidMessage`. Workers do not call it, for they run what their driver sends anyway.
 
 Tried with distributed 2025.4.1 and 2026.8. `restrict` tries each way in, and refuses to go on with
@@ -32,10 +32,10 @@ from cahlib.core.errors import RunError
 from cahlib.engine.message_limits import check_size
 from cahlib.engine.wire import JOB_ERRORS, InvalidMessage, RemoteError, printable
 
-#: What a graph may call, by module and name. Nothing here calls them: the scheduler passes on their
-#: names, and workers do what they say.
+#: What a graph may call, by module and name. Nothing here calls them: the scheduler passes their
+#: names on to the workers.
 ALLOWED_CALLS = {
-    ("cahlib.engine.local", "run_local_job"),
+    ("cahlib.engine.job", "run_local_job"),
     *(
         ("cahlib.engine.worker", name)
         for name in (
@@ -51,7 +51,7 @@ ALLOWED_CALLS = {
 
 _TYPES = {("builtins", each.__name__): each for each in (bytes, bytearray, memoryview, bool)}
 
-#: Exceptions of Dask's that a client hears of; of Python's own, all.
+#: Dask's exceptions that a client may receive; of Python's own, all.
 _DASK_ERRORS = {
     ("distributed.scheduler", "KilledWorker"),
     ("distributed.scheduler", "NoValidWorkerError"),
@@ -59,10 +59,10 @@ _DASK_ERRORS = {
     ("distributed.client", "FutureCancelledError"),
 }
 
-#: How tblib, which Dask uses, pickles an error and a traceback.
+#: The module by which tblib, which Dask uses, pickles errors and tracebacks.
 _TBLIB = "tblib.pickling_support"
 
-#: Any: their types say neither what they export nor what it takes.
+#: Any: their types lack what they export.
 _cloudpickle: Any = import_module("cloudpickle")
 _distributed: Any = import_module("distributed")
 _core: Any = import_module("distributed.core")
@@ -75,7 +75,7 @@ _LOCK = threading.Lock()
 
 
 class _StandIn:
-    """What a pickle asked for, by its module and name, with what it was to be made of."""
+    """A stand-in for an object of a pickle: its module and name, and its arguments."""
 
     of = ("", "")
 
@@ -114,11 +114,11 @@ def safe_loads(data: Any, /, *, buffers: Any = (), **_: Any) -> Any:
 
 
 def _refuse(*_: Any, **__: Any) -> Any:
-    raise InvalidMessage("It sent a pickle, and those are not read.")
+    raise InvalidMessage("It sent a pickle, which is not accepted.")
 
 
 def _resolve(value: Any) -> Any:
-    """What a value with stand-ins in it stands for."""
+    """Return the object that a value with stand-ins describes, if it is allowed."""
     kind = _qualified_name(value)
     if isinstance(value, type) and kind in _TYPES:
         return _TYPES[kind]
@@ -148,7 +148,7 @@ def _is_stand_in(value: Any) -> bool:
 
 
 def _to_error(value: _StandIn) -> Exception | None:
-    """An error as its name and message, None if it is none."""
+    """Return an error by its name and message; None if the value is not one."""
     kind, said = value.of, value.args
     if kind[0] == _TBLIB and kind[1].startswith("unpickle_exception") and len(said) > 1:
         kind, said = _qualified_name(said[0]), said[1]
@@ -168,7 +168,7 @@ def _to_error(value: _StandIn) -> Exception | None:
 
 def _to_graph(kind: Any, graph: Any, token: Any, *_: Any) -> LLGExpr:
     if _qualified_name(kind) != ("dask._expr", "LLGExpr") or not isinstance(graph, dict):
-        raise InvalidMessage("It sent a graph of another form than ours have.")
+        raise InvalidMessage("It sent a graph of an unknown form.")
     tasks = {key: _to_task(each) for key, each in graph.items()}
     made: LLGExpr = _graphs(tasks, _determ_token=_checked_plain(token))
     return made
@@ -176,7 +176,7 @@ def _to_graph(kind: Any, graph: Any, token: Any, *_: Any) -> LLGExpr:
 
 def _to_task(value: Any) -> Task:
     if _qualified_name(value) != ("dask._task_spec", "Task") or not isinstance(value.state, tuple):
-        raise InvalidMessage("It sent a graph with something else in it than tasks.")
+        raise InvalidMessage("It sent a graph that does not only contain tasks.")
     state = dict(zip(Task.get_all_slots(), value.state, strict=True))
     call = _qualified_name(state["func"])
     if call not in ALLOWED_CALLS:
@@ -201,14 +201,14 @@ def _checked_plain(value: Any) -> Any:
         for each in value:
             _checked_plain(each)
     elif value is not None and type(value) not in (str, bytes, bytearray, bool, int, float):
-        raise InvalidMessage("It sent a task on something else than plain data.")
+        raise InvalidMessage("It sent a task whose arguments are not plain data.")
     return value
 
 
 def restrict() -> None:
-    """Have Dask read pickles in this process as this module says, from now on.
+    """Let Dask read pickles in this process only by this module, from now on.
 
-    Raises RunError if this version of `distributed` does not let itself be restricted.
+    Raise RunError if this version of `distributed` cannot be restricted.
     """
     with _LOCK:
         try:
@@ -225,7 +225,7 @@ def restrict() -> None:
 
 
 def _patch() -> None:
-    """Put ours in the place of whatever unpickles, in every module of `distributed` there is."""
+    """Replace everything that unpickles, in all loaded modules of `distributed`."""
     closed: dict[int, Any] = {}
     for real in (pickle, _cloudpickle):
         closed[id(real)] = _write_only(real)
@@ -236,13 +236,13 @@ def _patch() -> None:
             for key, value in list(vars(module).items()):
                 if id(value) in closed:
                     setattr(module, key, closed[id(value)])
-    # names of what may be imported come from other machines as well
+    # other machines also send names of modules to import
     _hook(_serialize, "import_allowed_module", lambda _: _allowed)
     _hook(_messages, "merge_and_deserialize", _refusing)
 
 
 def _write_only(real: ModuleType) -> ModuleType:
-    """A module that can still write pickles."""
+    """Return a copy of a module that can only write pickles."""
     shut = ModuleType(real.__name__)
     vars(shut).update(vars(real))
     vars(shut).update(loads=safe_loads, load=_refuse, Unpickler=_refuse)
@@ -250,7 +250,7 @@ def _write_only(real: ModuleType) -> ModuleType:
 
 
 def _hook(module: Any, name: str, change: Callable[[Any], Any]) -> None:
-    """Replace a function that is there, once."""
+    """Replace a function, once."""
     before = getattr(module, name)
     if getattr(before, "__module__", "") != __name__:
         setattr(module, name, change(before))
@@ -264,12 +264,12 @@ def _allowed(name: str) -> Any:
 
 
 def _refusing(real: Callable[..., Any]) -> Callable[..., Any]:
-    """What is refused stands for itself in a message: the others in it, and its line, go on."""
+    """Put rejected parts of a message in their own place, so that the rest is still read."""
 
     def merge_and_deserialize(header: Any, frames: Any, deserializers: Any = None) -> Any:
         try:
             return real(header, frames, deserializers=deserializers)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it is the sender's
+        except Exception as error:  # noqa: BLE001 - guards one message: any error is the sender's
             return (
                 error
                 if isinstance(error, InvalidMessage)
@@ -294,7 +294,7 @@ def _spring() -> None:
 
 @contextmanager
 def _logs_silenced() -> Iterator[None]:
-    """Keep Dask from logging what is refused in here, for it is meant to be."""
+    """Keep Dask from logging the rejections in here, which are intended."""
     loggers = [logging.getLogger(f"distributed.protocol.{name}") for name in ("core", "pickle")]
     before = [each.disabled for each in loggers]
     try:
@@ -307,7 +307,7 @@ def _logs_silenced() -> Iterator[None]:
 
 
 def _self_test() -> None:
-    """Try each way that a pickle can take, and that what we send is understood."""
+    """Check that each path for pickles is closed, and that our own messages are understood."""
     _Trap.sprung = False
     trap = _protocol.pickle.dumps(_Trap())
     ways: Mapping[str, Callable[[], Any]] = {
@@ -339,5 +339,5 @@ def _self_test() -> None:
 
 
 def _round_trip(data: Any) -> Any:
-    """What comes of data that is sent from one machine to another."""
+    """Return data after encoding and decoding, as between two machines."""
     return _protocol.loads(list(_protocol.dumps({"data": data})))["data"]

@@ -1,7 +1,7 @@
-"""What a machine that works tells the one that drives it: declared bytes, in MessagePack.
+"""The messages that a worker's machine sends to the driver: declared types in MessagePack.
 
-It may have been taken over by what it scraped, so nothing that it says is executed, and nothing is
-believed that its driver knows better: it names none of the driver's files, only the number of one.
+The machine may have been taken over by what it scraped, so nothing it sends is executed, and the
+driver believes nothing that it knows better itself: a message names the driver's files by number.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 60)]
 _Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A\w[\w.=+-]{0,250}\Z")]
 _Digest: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
-#: Where workers tell how far their jobs are.
+#: The topic of the workers' progress reports.
 PROGRESS_TOPIC = "cahlib-progress"
 
-#: Parcels that come at the same time, pieces of each that are on their way, and bytes of a piece.
+#: Parcels fetched at the same time, pieces of each in flight, and bytes of a piece.
 MAX_PULLS, PIECES_AHEAD, PIECE_SIZE = 2, 4, 16 << 20
 
-#: Errors that a job may end with, by their names; of others the driver hears the text.
+#: Errors that a job may end with, by name; of others the driver gets the text.
 JOB_ERRORS = {
     each.__name__: each for each in (ShardError, Postponed, MachineFault, RunError, ConfigError)
 }
 
 
-#: The names of certificates that are no node's: a driver's, one elsewhere, and the scheduler's.
+#: The common names of certificates that are not a node's: of drivers and the scheduler.
 DRIVER_NAMES, SCHEDULER_NAME = ("driver", "guest"), "scheduler"
 
 
 class InvalidMessage(TypeError):
-    """Another machine sent what is not read. A TypeError, as Dask knows from broken pickles."""
+    """Another machine sent an invalid message. A TypeError, as Dask expects of broken pickles."""
 
 
 class RemoteError(RuntimeError):
-    """An error that another machine told of, by the name of its class and its message."""
+    """An error of another machine, by the name of its class and its message."""
 
     def __init__(self, kind: str, message: str) -> None:
         self.kind = kind
@@ -60,27 +60,27 @@ class RemoteError(RuntimeError):
 
 
 class OfferedFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file that waits to be fetched."""
+    """A file that is ready to be fetched."""
 
     name: _Name
-    folder: str  #: on its machine; at a shared place it is the driver that knows which
+    folder: str  #: on its machine; with staging, the driver knows where
     size: _Count
     sha256: _Digest
 
 
 class JobResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a job ended: with a parcel, a plain value, or an error; or that it could not begin."""
+    """How a job ended: with a parcel, a plain value, an error, or for lack of input files."""
 
     parcel: Parcel | None = None
     value: Any = None
     error: str | None = None  #: the name of its class
     message: str = ""  #: of the error
-    host: str = ""  #: the machine that speaks
-    files: tuple[OfferedFile, ...] = ()  #: that belong to the parcel: its manifest, then its tar
-    lacks: tuple[_Count, ...] = ()  #: which of the job's files it cannot begin without
+    host: str = ""  #: the sender
+    files: tuple[OfferedFile, ...] = ()  #: of the parcel: its manifest, then its tar
+    missing: tuple[_Count, ...] = ()  #: the numbers of the job's files that the machine lacks
 
     def result(self) -> Any:
-        """The parcel, the value, or the exception."""
+        """Return the parcel, the value, or the exception."""
         if self.error is None:
             return self.value if self.parcel is None else self.parcel
         message = printable(self.message, 2000)
@@ -98,35 +98,35 @@ class _Counts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class _Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     key: str
-    told: dict[str, _Counts | float | int]
+    progress: dict[str, _Counts | float | int]
 
 
 def encode(message: Any) -> bytes:
-    """The bytes of an answer or a report."""
+    """Return the bytes of a result or a report."""
     return msgspec.msgpack.encode(message, enc_hook=_encode_hook)
 
 
-def encode_report(key: str, told: dict[str, Any]) -> bytes:
-    """How far a job is, as it tells it itself."""
-    return encode({"key": key, "told": told})
+def encode_report(key: str, progress: dict[str, Any]) -> bytes:
+    """Return the bytes of a job's progress report."""
+    return encode({"key": key, "progress": progress})
 
 
 def decode_report(data: object) -> tuple[str, dict[str, Any]]:
-    """The inverse of `encode_report`; raises Refused."""
-    said: _Report = _decode(data, _Report)
-    told: dict[str, Any] = msgspec.to_builtins(said.told)
+    """Return a job's key and its progress; raise InvalidMessage."""
+    report: _Report = _decode(data, _Report)
+    progress: dict[str, Any] = msgspec.to_builtins(report.progress)
     try:
-        Stats.from_dict(told)
+        Stats.from_dict(progress)
     except (KeyError, TypeError) as error:
-        raise InvalidMessage("It sent a report of something that is not counted.") from error
-    return said.key, told
+        raise InvalidMessage("It sent a report with unknown counts.") from error
+    return report.key, progress
 
 
 def run_and_encode(act: Callable[[], JobResult]) -> bytes:
-    """The answer of a job, as bytes; an exception is one."""
+    """Return the encoded result of a job; an exception is a result too."""
     try:
         return encode(act())
-    except Exception as error:  # noqa: BLE001 - the job's own, or a bug: the driver's to judge
+    except Exception as error:  # noqa: BLE001 - the job's own error, or a bug, for the driver to judge
         known = next((each for each in type(error).__mro__ if each.__name__ in JOB_ERRORS), None)
         if known is None and is_disk_full(error):
             return encode(
@@ -134,20 +134,22 @@ def run_and_encode(act: Callable[[], JobResult]) -> bytes:
             )
         if known is None and (fault := describe_machine_fault(error)):
             return encode(JobResult(error="MachineFault", message=f"{fault} ({error})"))
-        if known is None:  # a bug: whoever reads of it needs to know where
-            told = "".join(traceback.format_exception(error))
-            return encode(JobResult(error=type(error).__name__, message=f"{error}\n{told[-1500:]}"))
+        if known is None:  # a bug, so its traceback is needed
+            progress = "".join(traceback.format_exception(error))
+            return encode(
+                JobResult(error=type(error).__name__, message=f"{error}\n{progress[-1500:]}")
+            )
         return encode(JobResult(error=known.__name__, message=str(error)))
 
 
 def decode_result(data: object) -> JobResult:
-    """The inverse of `encode`; raises Refused for anything else than an answer."""
+    """Return the result that `encode` encoded; raise InvalidMessage for anything else."""
     said: JobResult = _decode(data, JobResult)
     return said
 
 
 def printable(text: str, length: int) -> str:
-    """A text of another machine as a terminal may show it."""
+    """Return a text of another machine without what could control a terminal."""
     return re.sub(r"[^\n -~\u00a1-\ud7ff\uf900-\uffef]", "?", text[:length])
 
 
@@ -160,14 +162,14 @@ def _decode(data: object, kind: Any) -> Any:
         return msgspec.msgpack.decode(data, type=kind, dec_hook=_decode_hook)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidMessage(
-            f"It sent bytes that say nothing ({printable(str(error), 200)})."
+            f"It sent bytes that are not a valid message ({printable(str(error), 200)})."
         ) from error
 
 
 def _encode_hook(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"a {type(value).__name__} is no answer of a job")
+    raise TypeError(f"a {type(value).__name__} is not a result of a job")
 
 
 def _decode_hook(kind: Any, value: Any) -> Any:

@@ -1,6 +1,6 @@
-"""What runs in a worker on another machine: jobs, and the pieces of files that are asked for.
+"""The tasks that run in workers on other machines: jobs, and the transfer of pieces of files.
 
-A worker loads nothing of the swarm but this and `engine`: no SSH, no keys, no cloud.
+A worker imports nothing of the swarm: no SSH, no keys, no cloud.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from cahlib.core.path_map import map_paths
 from cahlib.engine import wire
-from cahlib.engine.local import job_result, run_guarded
+from cahlib.engine.job import job_result, run_guarded
 from cahlib.engine.quarantine import quarantined, require_healthy
 
 
@@ -32,49 +32,49 @@ from cahlib.engine.quarantine import quarantined, require_healthy
 class FileRef:
     """A file of the driver's machine that a job names."""
 
-    path: str  #: by which the job names it
+    path: str  #: as the job names it
     size: int
     sha256: str  #: hex
 
-    def place(self, folder: str) -> str:
-        """Where it lies on other machines: a change makes it another file; its ending tells."""
+    def path_in(self, folder: str) -> str:
+        """Return its path on other machines, made from its content; its extension is kept."""
         return f"{folder.rstrip('/')}/{self.sha256[:32]}-{Path(self.path).name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobContext:
-    """What a job works with, and the way its files go."""
+    """The input files of a job, and how files are transferred."""
 
     files: tuple[FileRef, ...]
-    folder: str  #: where they lie
-    staging: str  #: a shared place by which files come and go, "" = from machine to machine
+    folder: str  #: where they are stored
+    staging: str  #: a URL that all machines share; "" = from machine to machine
 
 
 def run_remote_job(job: bytes) -> bytes:
-    """Do a job that `pickle` packed with its `JobContext`; gives the bytes of a `JobResult`."""
+    """Run a pickled job with its `JobContext`; return the bytes of a `JobResult`."""
     return wire.run_and_encode(lambda: _run(*pickle.loads(job)))
 
 
 def _run(
-    job: tuple[str, Callable[..., Any], tuple[Any, ...], float], means: JobContext
+    job: tuple[str, Callable[..., Any], tuple[Any, ...], float], context: JobContext
 ) -> wire.JobResult:
-    """Do a job, and say where its files are, or which it lacks; with staging, by way of that."""
+    """Run a job, and return where its files are, or which input files are missing."""
     host = get_address_host(get_worker().address)
-    if lacks := tuple(n for n, each in enumerate(means.files) if not _has_input(each, means)):
-        return wire.JobResult(lacks=lacks, host=host)
-    map_paths({each.path: each.place(means.folder) for each in means.files})
+    if missing := tuple(n for n, each in enumerate(context.files) if not _has_input(each, context)):
+        return wire.JobResult(missing=missing, host=host)
+    map_paths({each.path: each.path_in(context.folder) for each in context.files})
     require_healthy()
     with quarantined():
         said = job_result(run_guarded(*job))
         if not (parcel := said.parcel):
             return said
-        seal = _offer_file(parcel.path.with_suffix(".json"), "", means.staging)
-        files = (seal, _offer_file(parcel.path, parcel.sha256, means.staging))
+        manifest = _offer_file(parcel.path.with_suffix(".json"), "", context.staging)
+        files = (manifest, _offer_file(parcel.path, parcel.sha256, context.staging))
         return wire.JobResult(parcel=parcel, host=host, files=files)
 
 
 class SlotPlugin(WorkerPlugin):
-    """Gives a worker that was started without it the resource that a job takes."""
+    """Gives a worker the resource that a job takes, if it was started without it."""
 
     name = "cahlib-slot"
 
@@ -84,19 +84,19 @@ class SlotPlugin(WorkerPlugin):
 
 
 def dask_setup(worker: Any) -> None:
-    """Called by Dask as nodes start: the scheduler knows of each which cahlib it runs."""
+    """Add the version of cahlib to a worker's metrics; Dask calls this as it starts."""
     worker.metrics["cahlib"] = lambda _: version("cahlib")
 
 
 def read_piece(path: str, start: int, length: int) -> bytes:
-    """A piece of a file."""
+    """Return a piece of a file."""
     with quarantined(), open(path, "rb") as file:
         file.seek(start)
         return file.read(length)
 
 
 def write_piece(path: str, start: int, piece: bytes) -> None:
-    """Write a piece of a file; its folder is made."""
+    """Write a piece of a file, and create its folder."""
     with quarantined():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
@@ -107,14 +107,14 @@ def write_piece(path: str, start: int, piece: bytes) -> None:
 
 
 def finish_file(part: str, path: str, digest: str) -> bool:
-    """Give a file that was written in pieces its name, if it is what it shall be."""
+    """Rename a file that was written in pieces if its digest is right; return whether it is."""
     if has_file(part, digest):
         os.replace(part, path)
     return has_file(path, digest)
 
 
 def has_file(path: str, digest: str) -> bool:
-    """Whether a file is there and has this sha256; read once a process."""
+    """Return whether a file is there and has this sha256; it is read once per process."""
     try:
         known = os.stat(path)
     except OSError:
@@ -123,25 +123,25 @@ def has_file(path: str, digest: str) -> bool:
 
 
 def remove_file(path: str) -> None:
-    """Delete a file; one that is gone is fine."""
+    """Delete a file, if it exists."""
     Path(path).unlink(missing_ok=True)
 
 
-def _has_input(needed: FileRef, means: JobContext) -> bool:
-    """Whether a file is on this machine, if need be fetched from the shared place."""
-    path = needed.place(means.folder)
-    if has_file(path, needed.sha256):
+def _has_input(file: FileRef, context: JobContext) -> bool:
+    """Return whether a file is on this machine, fetched from the staging folder if needed."""
+    path = file.path_in(context.folder)
+    if has_file(path, file.sha256):
         return True
-    if not means.staging:
+    if not context.staging:
         return False
     part = f"{path}.{uuid.uuid4().hex[:8]}.part"
     try:
-        with fsspec.open(needed.place(means.staging), "rb") as source:
+        with fsspec.open(file.path_in(context.staging), "rb") as source:
             write_piece(part, 0, b"")
             with open(part, "wb") as target:
                 shutil.copyfileobj(source, target, 16 << 20)
-        return finish_file(part, path, needed.sha256)
-    except FileNotFoundError:  # it was not brought there yet
+        return finish_file(part, path, file.sha256)
+    except FileNotFoundError:  # not sent there yet
         return False
     finally:
         remove_file(part)
@@ -157,7 +157,7 @@ def _digest(path: str, changed: int, size: int) -> str:
 
 
 def _offer_file(path: Path, digest: str, staging: str) -> wire.OfferedFile:
-    """Say how a file can be fetched, or bring it to the shared place."""
+    """Return how a file can be fetched, after uploading it to the staging folder if any."""
     size = path.stat().st_size
     digest = digest or sha256(path.read_bytes()).hexdigest()
     if staging:

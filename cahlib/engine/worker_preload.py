@@ -1,6 +1,6 @@
-"""Preloaded by the workers and nannies of a swarm: they work for its drivers alone.
+"""Restrict a swarm's workers and nannies: they work for its drivers only.
 
-Dask imports it before they listen.
+Dask imports this before they listen.
 """
 
 from cahlib.engine import peers

@@ -28,15 +28,15 @@ class SessionServers:
         self,
         job: Job,
         accounts: Sequence[Account],
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         *,
         pause: float = 1,
         watchdog: WatchdogConfig | None = None,
     ) -> None:
         self._pause = pause  #: seconds between two looks at what is left
         self._accounts: Sequence[Account] = accounts
-        self._tell = tell
-        self._orders = swarm_config(job, watchdog)
+        self._report = report
+        self._config = swarm_config(job, watchdog)
         self._labels = lifecycle.run_labels(
             swarm_directory(job), run=run_name(swarm_directory(job))
         )
@@ -45,23 +45,23 @@ class SessionServers:
 
     def planned(self, hours: float) -> str:
         """What will be made and costs, for people; raises ConfigError if it is too dear."""
-        limits = replace(self._orders.limits, hours=hours)
+        limits = replace(self._config.limits, hours=hours)
         wanted = plan_servers(self._accounts, limits)
         self._accounts = wanted.accounts  # what a bad token reaches can be neither made nor deleted
         cost, money = wanted.hourly() * math.ceil(hours), wanted.currency
         if limits.max_cost and cost > limits.max_cost:
             raise ConfigError(
                 f"max_cost: {len(wanted.first)} nodes cost {money} {cost:.2f} in {hours:g} hours, "
-                f"more than the ceiling of {money} {limits.max_cost:g}; raise it, or "
+                f"more than the limit of {money} {limits.max_cost:g}; raise it, or "
                 "ask for fewer."
             )
-        return f"{wanted.table()}\n{wanted.promise()}\n{wanted.crash()}"
+        return f"{wanted.table()}\n{wanted.terms()}\n{wanted.crash_note()}"
 
     def up(self, hours: float) -> bytes:
         """Make the servers; gives a ticket for so many hours."""
         self._settled = False
-        wanted = replace(self._orders, limits=replace(self._orders.limits, hours=hours))
-        head, *_ = lifecycle.create_swarm(self._accounts, wanted, tell=self._tell, guests=True)
+        wanted = replace(self._config, limits=replace(self._config.limits, hours=hours))
+        head, *_ = lifecycle.create_swarm(self._accounts, wanted, report=self._report, guests=True)
         self._settled = True
         return lifecycle.swarm_ticket(head, hours=hours)
 
@@ -77,7 +77,7 @@ class SessionServers:
         with defer_signals(lambda: "the servers are being deleted; this waits for them."):
             lifecycle.delete_swarm(self._accounts, self._labels, pause=self._pause)
             if not self._settled:
-                time.sleep(self._orders.late)  # what was asked for may be made only now
+                time.sleep(self._config.late)  # what was asked for may be made only now
                 lifecycle.delete_swarm(self._accounts, self._labels, pause=self._pause)
-        if account := lifecycle.close_billing(self._orders.state, self._labels):
-            self._tell(f"the servers are gone. {account}")
+        if account := lifecycle.close_billing(self._config.state, self._labels):
+            self._report(f"the servers are deleted. {account}")

@@ -114,8 +114,8 @@ class LocalLedger:
         with self._database.write() as connection:
             connection.exec_driver_sql(f"PRAGMA application_id = {_application_id(digest)}")
 
-    def fill(self, list_shards: Callable[[Sequence[Shard]], Iterable[Shard]]) -> None:
-        self.add(list_shards(self.in_state()))
+    def fill(self, list_shards: Callable[[Callable[[], Sequence[Shard]]], Iterable[Shard]]) -> None:
+        self.add(list_shards(self.in_state))
 
     def add(self, shards: Iterable[Shard]) -> None:
         """Append shards to the list; those already in it stay as they are."""

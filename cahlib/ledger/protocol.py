@@ -43,8 +43,8 @@ class ShardCounts:
 class Ledger(Protocol):
     """What a run needs of its ledger; safe for several threads."""
 
-    def fill(self, list_shards: Callable[[Sequence[Shard]], Iterable[Shard]]) -> None:
-        """Add the crawl's shards, which ``list_shards`` lists given those that are known.
+    def fill(self, list_shards: Callable[[Callable[[], Sequence[Shard]]], Iterable[Shard]]) -> None:
+        """Add the crawl's shards, which ``list_shards`` lists; it may ask which are known.
 
         A tracker has a list of its own, so `list_shards` is not called then.
         """

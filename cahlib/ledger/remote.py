@@ -106,7 +106,7 @@ class RemoteLedger:
         self._reporter.join()
         self._send_all()
 
-    def fill(self, list_shards: Callable[[Sequence[Shard]], Iterable[Shard]]) -> None:
+    def fill(self, list_shards: Callable[[Callable[[], Sequence[Shard]]], Iterable[Shard]]) -> None:
         """Do nothing: the tracker has the list of shards."""
 
     def lease(self, count: int = 1) -> Shard | None:

@@ -63,7 +63,7 @@ from cahlib.run.open_run import open_run_directory
 from cahlib.run.result import RunResult
 from cahlib.run.resume import find_faults, resume
 from cahlib.run.scrape import scrape
-from cahlib.run.scrapers import EngineFactory, ScrapeEngine, open_scrapers, with_thumbs
+from cahlib.run.scrapers import Engine, EngineFactory, open_scrapers, with_thumbs
 
 #: Capacities of the queues: parcels on disk, scored images in memory, manifests.
 _PARCELS, _JUDGED, _SEALED = 2, 256, 2
@@ -171,8 +171,8 @@ class _Work:
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._worked: Callable[[], float] = float  #: seconds that the model has worked
         self._queues: Callable[[], Mapping[str, tuple[int, int]]] = dict
-        self._board, self._speed, self._meter = SwarmStatus(), RateMeter(), RateRecorder(job)
-        self._latest = LatestPairs()
+        self._swarm_status, self._speed = SwarmStatus(), RateMeter()
+        self._meter, self._latest = RateRecorder(job), LatestPairs()
 
     def through(self) -> None:
         """Process all shards, or as many as possible before the stop."""
@@ -198,9 +198,9 @@ class _Work:
             self._known = load_duplicate_index(self._job.output, whole, seen=self._ledger.has_pair)
             manifests = read_manifests(self._folder, damaged="skip")
             self._dead_domains = DeadDomains(each.silent for each in manifests)
-            opening = self._scraping(self._job, stop=self._stop, board=self._board)
+            opening = self._scraping(self._job, stop=self._stop, swarm_status=self._swarm_status)
             with opening as (scrapers, self._away), Pipeline() as pipeline:
-                self._told = scrapers.told
+                self._told = scrapers.reports
                 self._queues = pipeline.queue_sizes
                 waiting = self._scrape(scrapers, pipeline)
                 scraped = pipeline.prefetch(waiting, _PARCELS, "parcels")
@@ -212,7 +212,7 @@ class _Work:
                 for each in pipeline.prefetch(written, _SEALED, "sealed"):
                     uploads.add(each)
 
-    def _scrape(self, scrapers: ScrapeEngine, pipeline: Pipeline) -> Iterator[_InWork]:
+    def _scrape(self, scrapers: Engine, pipeline: Pipeline) -> Iterator[_InWork]:
         """Lease shards, have them scraped, yield their parcels as they arrive."""
         leased: dict[str, Shard] = {}
         while not (self._stop.is_set() or pipeline.closed):
@@ -238,7 +238,7 @@ class _Work:
                 else:
                     self._failures.failed(shard, result, slots=scrapers.slots)
 
-    def _submit(self, scrapers: ScrapeEngine, shard: Shard) -> None:
+    def _submit(self, scrapers: Engine, shard: Shard) -> None:
         seconds = self._job.place.shard_minutes * 60
         if brought := self._ledger.get_parcel(shard):
             fetching = storage.download_parcel, shard, brought, self._away
@@ -363,10 +363,10 @@ class _Work:
             rates=rates,
             queues=self._queues(),
             finished=finished,
-            nodes=self._board.nodes,
-            spent=self._board.spent,
-            hourly=self._board.hourly,
-            currency=self._board.currency,
+            nodes=self._swarm_status.nodes,
+            spent=self._swarm_status.spent,
+            hourly=self._swarm_status.hourly,
+            currency=self._swarm_status.currency,
             offline=offline_seconds(self._told()),
             latest=self._latest.shown(),
         )

@@ -29,7 +29,7 @@ class Quote:
     servers: int = 0
     price: str = ""  #: of all servers, per hour
     ceiling: str = ""  #: the most they may cost; "" without a limit
-    crash: str = ""  #: what a crash of this machine would cost
+    crash_note: str = ""  #: what a crash of this machine would cost
     made: float = field(default_factory=time.monotonic, compare=False)
 
     def holds(self, job: Job, token: str) -> bool:
@@ -48,7 +48,7 @@ class Quote:
     @property
     def sentences(self) -> tuple[str, ...]:
         """Return the sentences below the table, some of them ""."""
-        return *self.terms, str(self.estimate or ""), self.room, self.crash
+        return *self.terms, str(self.estimate or ""), self.room, self.crash_note
 
 
 def make_quote(job: Job, token: str) -> Quote:
@@ -69,10 +69,10 @@ def make_quote(job: Job, token: str) -> Quote:
         token=token,
         estimate=estimate_run(counted, price),
         table=plan.table(),
-        terms=(plan.promise(), existing_servers(plan, swarm_directory(job))),
+        terms=(plan.terms(), existing_servers(plan, swarm_directory(job))),
         room=describe_disk_space(counted),
         servers=len(plan.first),
         price=f"{money} {plan.hourly():.3f} an hour",
-        crash=plan.crash(),
+        crash_note=plan.crash_note(),
         ceiling=f"{money} {left:.2f}" if limits.max_cost else "",
     )

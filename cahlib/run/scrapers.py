@@ -21,6 +21,7 @@ from cahlib.core.progress import SwarmStatus
 from cahlib.core.records import Shard
 from cahlib.core.settings import Checked, settings_of
 from cahlib.core.table_rows import parse_rows_url
+from cahlib.engine.protocol import Engine as Engine
 
 if TYPE_CHECKING:
     from cahlib.engine.cluster import ClusterAddress
@@ -38,31 +39,16 @@ _WORKERS = 20.0
 _DRAIN = 120.0
 
 
-class ScrapeEngine(Protocol):
-    """Runs jobs by their keys; see `cahlib.engine.local.LocalEngine`."""
-
-    @property
-    def slots(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def submit(
-        self, key: str, function: Callable[..., Any], *arguments: Any, limit: float
-    ) -> None: ...
-
-    def take(self, *, timeout: float) -> tuple[str, Any] | None: ...
-
-    def told(self) -> list[Any]: ...
-
-
 #: An engine, and the folder in which its jobs write their parcels.
-OpenedEngine: TypeAlias = AbstractContextManager[tuple[ScrapeEngine, Path]]
+OpenedEngine: TypeAlias = AbstractContextManager[tuple[Engine, Path]]
 
 
 class EngineFactory(Protocol):
     """Opens the engine of a job; ``stop`` is set when its servers reach their cost limit."""
 
-    def __call__(self, job: Job, *, stop: threading.Event, board: SwarmStatus) -> OpenedEngine: ...
+    def __call__(
+        self, job: Job, *, stop: threading.Event, swarm_status: SwarmStatus
+    ) -> OpenedEngine: ...
 
 
 @contextmanager
@@ -70,16 +56,16 @@ def open_scrapers(
     job: Job,
     *,
     stop: threading.Event,
-    board: SwarmStatus | None = None,
+    swarm_status: SwarmStatus | None = None,
     tokens: str = "",
     watchdog: str = "",
-    tell: Callable[[str], None] = lambda _: None,
-) -> Iterator[tuple[ScrapeEngine, Path]]:
+    report: Callable[[str], None] = lambda _: None,
+) -> Iterator[tuple[Engine, Path]]:
     """Provide the engine of a run, and the folder in which its jobs write their parcels.
 
-    The cloud's ``tokens`` and the ``watchdog`` token are not part of a job; ``tell`` receives
-    messages about servers, whose state is in ``board``; ``stop`` is set when they reach their cost
-    limit, and cancels their creation. Raise ConfigError for what cannot run there.
+    The cloud's ``tokens`` and the ``watchdog`` token are not part of a job; ``report`` receives
+    messages about servers, which ``swarm_status`` describes; ``stop`` is set when they reach their
+    cost limit, and cancels their creation. Raise ConfigError for what cannot run there.
     """
     place, home = job.place, job.output.folder / "run" / "parcels"
     if not (place.has_servers or place.engine):
@@ -99,10 +85,10 @@ def open_scrapers(
         return
     from cahlib.swarm.lifecycle import swarm_engine
 
-    shown = board or SwarmStatus()
+    shown = swarm_status or SwarmStatus()
     wanted = swarm_config(job, watchdog_config(job, watchdog, tokens))
     with swarm_engine(
-        cloud_accounts(tokens), wanted, home, tell=tell, stop=stop, board=shown
+        cloud_accounts(tokens), wanted, home, report=report, stop=stop, swarm_status=shown
     ) as swarm:
         yield _Supplied(swarm), swarm.folder
 
@@ -201,7 +187,7 @@ def _reach(job: Job) -> ClusterAddress:
         shutil.rmtree(own / "ticket", ignore_errors=True)  # where an earlier version had them
         reach = ticket.read_ticket(expand_home(place.engine), keys)
     # they may have other rules for the same shards
-    return reach.of_run(secret_store.run_name(own / "engine"))
+    return reach.for_run(secret_store.run_name(own / "engine"))
 
 
 def check_engine_settings(job: Job) -> None:
@@ -215,7 +201,7 @@ class _Supplied:
 
     def __init__(self, engine: RemoteEngine) -> None:
         self._engine = engine
-        self.take, self.told = engine.take, engine.told
+        self.take, self.reports = engine.take, engine.reports
 
     @property
     def slots(self) -> int:

@@ -126,7 +126,7 @@ class _WorkerRun:
     def _snapshot(
         self, scrapers: local.LocalEngine, speed: RateMeter, elapsed: float, finished: bool
     ) -> Snapshot:
-        told = scrapers.told()
+        told = scrapers.reports()
         stats = sum(map(Stats.from_dict, told), self._stats)
         links, images = stats.done(Stage.FETCH), stats.left[Stage.FETCH]
         return Snapshot(

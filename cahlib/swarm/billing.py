@@ -1,7 +1,7 @@
-"""The account of a run: what each server has cost, those that are gone included.
+"""The costs of a run: what each of its servers has cost, including deleted ones.
 
-It lies in the run's state, so that a ceiling holds for all launches together. A server of which
-nobody saw the end counts until somebody sees that it is gone.
+They are stored in the run's state, so that a cost limit holds for all launches together. A server
+whose deletion nobody saw is billed until somebody sees that it is gone.
 """
 
 from __future__ import annotations
@@ -23,102 +23,105 @@ BILLING_FILE = "account.json"
 
 @dataclass(frozen=True, slots=True)
 class ServerBill:
-    """What one server costs."""
+    """The cost of one server."""
 
     hourly: float
     since: float  #: seconds since 1970
     until: float | None = None  #: None: it still runs
 
     def cost(self, now: float) -> float:
-        """Return the price until now; a started hour counts whole."""
+        """Return the cost so far; a started hour is billed in full."""
         hours = ((self.until or now) - self.since) / 3600
         return self.hourly * max(1, math.ceil(hours))
 
 
 @dataclass(slots=True)
 class Billing:
-    """The bills of one run by server's name; kept in a file, if there is one."""
+    """The bills of one run by server name; stored in a file, if ``path`` is given."""
 
     path: Path | None = None
     currency: str = "EUR"
-    _bills: dict[str, ServerBill] = field(default_factory=dict)
+    _servers: dict[str, ServerBill] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(cls, state: Path) -> Billing:
-        """Return the account of the run with this state; an empty one if it cannot be read."""
+    def load(cls, state: Path) -> Billing:
+        """Return the bills of the run with this state; none if they cannot be read."""
         found = cls(state / BILLING_FILE)
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             told = json.loads((state / BILLING_FILE).read_text(encoding="utf-8"))
-            found._bills = {name: ServerBill(**each) for name, each in told["servers"].items()}
+            found._servers = {name: ServerBill(**each) for name, each in told["servers"].items()}
             found.currency = str(told["currency"])
         return found
 
     def __len__(self) -> int:
-        return len(self._bills)
+        return len(self._servers)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._bills
+        return name in self._servers
 
     def open(self, name: str, hourly: float, since: float) -> None:
-        """Note that a server is there, perhaps again; a bill that runs is left as it is."""
+        """Note that a server exists, perhaps again; a running bill is not changed."""
         with self._lock:
-            if not self._runs(name):
-                known = self._bills.get(name, ServerBill(hourly, since))
-                self._bills[name] = replace(known, until=None)
-                self._store()
-            elif since < self._bills[name].since:  # the cloud's clock says so
-                self._bills[name] = replace(self._bills[name], since=since)
+            if not self._is_running(name):
+                known = self._servers.get(name, ServerBill(hourly, since))
+                self._servers[name] = replace(known, until=None)
+                self._save()
+            elif since < self._servers[name].since:  # the cloud's clock says so
+                self._servers[name] = replace(self._servers[name], since=since)
 
     def close(self, names: Collection[str], now: float) -> None:
         """Note that servers are gone."""
-        self._change({name for name in names if self._runs(name)}, now)
+        self._end({name for name in names if self._is_running(name)}, now)
 
     def cost(self, name: str, now: float) -> float:
-        """Return what a server has cost so far; 0 if it is not known."""
-        bill = self._bills.get(name)
-        return bill.cost(now) if bill else 0
+        """Return what a server has cost so far; 0 if it is unknown."""
+        server_bill = self._servers.get(name)
+        return server_bill.cost(now) if server_bill else 0
 
     def spent(self, now: float) -> float:
         """Return what all servers have cost so far."""
-        return sum(bill.cost(now) for bill in self._bills.copy().values())
+        return sum(server_bill.cost(now) for server_bill in self._servers.copy().values())
 
-    def gone(self, now: float) -> float:
-        """Return what the servers have cost that are not there any more."""
-        return self.spent(now) - sum(bill.cost(now) for bill in self.running().values())
-
-    def running(self) -> Mapping[str, ServerBill]:
-        """Return the bills of the servers that are not known to be gone."""
-        return {name: each for name, each in self._bills.copy().items() if each.until is None}
-
-    def hourly(self) -> float:
-        """Return the price of an hour of the servers that are there."""
-        return sum(bill.hourly for bill in self.running().values())
-
-    def told(self, now: float) -> str:
-        """Return the whole account in words."""
-        every, gone = len(self), len(self) - len(self.running())
-        return (
-            f"{self.currency} {self.spent(now):.4f} in all, with IPv4 and tax, for "
-            f"{plural(every, 'server')}, {'all' if gone == every else gone or 'none'} of them gone."
+    def past_cost(self, now: float) -> float:
+        """Return what the deleted servers have cost."""
+        return self.spent(now) - sum(
+            server_bill.cost(now) for server_bill in self.running().values()
         )
 
-    def _runs(self, name: str) -> bool:
-        bill = self._bills.get(name)
-        return bill is not None and bill.until is None
+    def running(self) -> Mapping[str, ServerBill]:
+        """Return the bills of the servers that still exist, as far as is known."""
+        return {name: each for name, each in self._servers.copy().items() if each.until is None}
 
-    def _change(self, names: set[str], now: float) -> None:
+    def hourly(self) -> float:
+        """Return the hourly price of the servers that exist."""
+        return sum(server_bill.hourly for server_bill in self.running().values())
+
+    def summary(self, now: float) -> str:
+        """Return the total costs in words."""
+        every, gone = len(self), len(self) - len(self.running())
+        return (
+            f"{self.currency} {self.spent(now):.4f} in total, with IPv4 and tax, for "
+            f"{plural(every, 'server')}, {'all' if gone == every else gone or 'none'} of them "
+            "deleted."
+        )
+
+    def _is_running(self, name: str) -> bool:
+        server_bill = self._servers.get(name)
+        return server_bill is not None and server_bill.until is None
+
+    def _end(self, names: set[str], now: float) -> None:
         with self._lock:
             for name in names:
-                self._bills[name] = replace(self._bills[name], until=now)
+                self._servers[name] = replace(self._servers[name], until=now)
             if names:
-                self._store()
+                self._save()
 
-    def _store(self) -> None:
-        """Write the file, whole or not at all; a full disk ends no swarm."""
+    def _save(self) -> None:
+        """Write the file atomically; a full disk does not end the swarm."""
         if not self.path:
             return
-        servers = {name: asdict(each) for name, each in self._bills.items()}
+        servers = {name: asdict(each) for name, each in self._servers.items()}
         text = json.dumps({"currency": self.currency, "servers": servers}, indent=1)
         with suppress(CahError):
             write_file(self.path, text)

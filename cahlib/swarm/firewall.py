@@ -1,8 +1,8 @@
-"""Dask's ports on a run's servers: open to these servers and to their driver, to nobody else.
+"""Firewall: Dask's ports on a run's servers are open to these servers and their driver only.
 
-The cloud's firewall closes them first, nftables on each server once more. SSH stays open, for its
-key alone opens it, and it tells under which address servers see their driver: behind a router that
-is none of its own, and a laptop takes others. Servers are reached by IPv4, so it is one of these.
+The cloud's firewall and nftables on each server both enforce it. SSH stays open, since only its key
+grants access, and shows under which address the servers see their driver: behind a router it is not
+the machine's own, and a laptop changes it. Servers are reached by IPv4, so the address is IPv4.
 """
 
 from __future__ import annotations
@@ -16,63 +16,67 @@ from cahlib.swarm import install, ssh
 from cahlib.swarm.provider import Server
 from cahlib.swarm.provisioning import Provisioner
 
-#: Where guests are whose addresses nobody knows.
+#: The network of guests, whose addresses are unknown.
 _ANYWHERE = "0.0.0.0/0"
 
-#: Seconds for a server to answer, and servers that are asked at a time.
+#: Seconds for a server to answer, and servers contacted at a time.
 _TIMEOUT, _THREADS = 10.0, 16
 
 
 class Firewall:
-    """Keeps the ports of a fleet; with ``guests`` they are open to all who have a certificate."""
+    """Controls the ports of a run's servers; with ``guests`` they are open to any address."""
 
     def __init__(
-        self, made: Provisioner, reached: Callable[[Server], ssh.Login], *, guests: bool = False
+        self,
+        provisioner: Provisioner,
+        reached: Callable[[Server], ssh.Login],
+        *,
+        guests: bool = False,
     ) -> None:
-        self.reached = reached
-        self._made, self._guests = made, guests
+        self.login_of = reached
+        self._provisioner, self._guests = provisioner, guests
         self._drivers: set[str] = set()
-        self._told: Sequence[str] = ()
+        self._networks: Sequence[str] = ()
         self._lock = threading.Lock()
 
-    def admit(self, driver: str) -> Sequence[str]:
-        """Open them to all servers, and to this machine as one of them sees it; return to whom."""
+    def allow_driver(self, driver: str) -> Sequence[str]:
+        """Open the ports to all servers and this driver's address; return all allowed networks."""
         with self._lock:
-            return self._renewed(self._drivers | {driver})
+            return self._update(self._drivers | {driver})
 
-    def follow(self) -> None:
-        """Open them to this machine if it is at another address now; a head that is away is left.
+    def follow_driver(self) -> None:
+        """Open the ports to this machine if its address has changed and the head answers.
 
-        Raises Denied if the cloud does not answer.
+        Raise Denied if the cloud does not answer.
         """
         with self._lock:
-            heads = (s for s in self._made.listed.values() if s.labels.get("role") == "head")
+            heads = (s for s in self._provisioner.listed.values() if s.labels.get("role") == "head")
             with suppress(ssh.CommandFailed, ssh.Unreachable, StopIteration):
-                with ssh.ssh_session(self.reached(next(heads)), timeout=_TIMEOUT) as node:
+                with ssh.ssh_session(self.login_of(next(heads)), timeout=_TIMEOUT) as node:
                     here = install.driver_address(node)
                 if here not in self._drivers:
-                    self._renewed({here})
-                    self._put(self._made.listed.values())
+                    self._update({here})
+                    self._apply(self._provisioner.listed.values())
 
-    def _renewed(self, drivers: Iterable[str]) -> Sequence[str]:
-        """Tell the cloud, and the head, whom all others join, if something has changed."""
+    def _update(self, drivers: Iterable[str]) -> Sequence[str]:
+        """Update the firewalls of the cloud and the head, which all others join, on a change."""
         self._drivers = set(drivers)
-        servers = list(self._made.listed.values())
+        servers = list(self._provisioner.listed.values())
         addresses = {each.address for each in servers if each.address} | self._drivers
         every = [_ANYWHERE] if self._guests else sorted(f"{each}/32" for each in addresses)
-        if every != self._told:
-            self._made.admit(every)
-            self._told = every
-            self._put(each for each in servers if each.labels.get("role") == "head")
+        if every != self._networks:
+            self._provisioner.allow_networks(every)
+            self._networks = every
+            self._apply(each for each in servers if each.labels.get("role") == "head")
         return every
 
-    def _put(self, servers: Iterable[Server]) -> None:
-        """Tell servers; one that does not answer is told once it is set up."""
+    def _apply(self, servers: Iterable[Server]) -> None:
+        """Update servers; one that does not answer is updated when it is set up."""
 
         def put(server: Server) -> None:
             with suppress(ssh.CommandFailed, ssh.Unreachable):
-                with ssh.ssh_session(self.reached(server), timeout=_TIMEOUT) as node:
-                    install.open_ports(node, self._told)
+                with ssh.ssh_session(self.login_of(server), timeout=_TIMEOUT) as node:
+                    install.open_ports(node, self._networks)
 
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(put, servers))

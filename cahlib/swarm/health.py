@@ -1,12 +1,12 @@
-"""Looks after the nodes of a swarm while they work.
+"""Monitor the health of a swarm's nodes while they work, and repair or replace them.
 
-    well ──► ill ──► its services restarted over SSH ──► another server in its place
+    healthy ──► unhealthy ──► services restarted over SSH ──► replaced by another server
 
-A node is ill when the scheduler does not hear of its worker, hears nothing new of its jobs, or that
-its machine fails; one that fails again after a restart is replaced. A
-head whose scheduler is lost is treated in the same way; the others are then told of the new one,
-and the engine sends its jobs there. A server becomes a node beside the looking, unless it is the
-head, without which there is nothing to see. It does not know what jobs do.
+A node is unhealthy if its worker sends no heartbeat, its jobs make no progress, or its machine
+reports a fault; one that fails again after a restart is replaced. A head whose scheduler is lost is
+handled in the same way; the others then join the new one, and the engine sends its jobs there.
+Servers are set up in the background, except the head, without which nothing can be monitored. It
+does not know what jobs do.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from cahlib.swarm.startup import Startup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthRules:
-    """How long to wait, in seconds, and how often to replace."""
+    """Timeouts in seconds, and how often to replace nodes."""
 
-    look: float = 5  #: between two looks
-    silent: float = 60  #: without a sign of a worker's life; the scheduler then gives up as well
-    still: float = 600  #: without anything new of a worker's jobs
-    sure: float = 20  #: that a node has been ill, before anything is done
-    lost: float = 120  #: the same of a head whose scheduler does not answer: perhaps we are away
-    again: float = 120  #: for a node whose services were restarted to be well
-    drain: float = 30  #: to bring finished parcels here before a node is deleted
-    least: int = 3  #: replacements in a run; or as many as there are nodes, if these are more
+    interval: float = 5  #: between two checks
+    max_silence: float = 60  #: without a worker's heartbeat, as for the scheduler
+    stalled: float = 600  #: without progress of a worker's jobs
+    grace: float = 20  #: for which a node must be unhealthy before anything is done
+    head_grace: float = 120  #: the same for a silent scheduler: perhaps we are offline
+    restart_grace: float = 120  #: for a node to become healthy after a restart
+    drain: float = 30  #: to fetch finished parcels before a node is deleted
+    min_replacements: int = 3  #: in a run, or as many as it has nodes if that is more
 
 
 class Action(Enum):
-    """What is to be done with a node."""
+    """What to do with a node."""
 
     LEAVE = auto()
     RESTART = auto()
@@ -54,177 +54,178 @@ class Action(Enum):
 class NodeHealth:
     """A node's history."""
 
-    ill: float | None = None  #: since when
-    restarted: bool = False  #: and has not been well since
+    unhealthy_since: float | None = None
+    restarted: bool = False  #: and not healthy since
 
 
 def next_action(
-    case: NodeHealth, *, well: bool, gone: bool, now: float, rules: HealthRules
+    health: NodeHealth, *, healthy: bool, gone: bool, now: float, rules: HealthRules
 ) -> tuple[NodeHealth, Action]:
-    """What to do with a node, and its history from then on; ``gone``: no machine runs there."""
-    if well:
+    """Return a node's new history and what to do; ``gone``: its machine does not run."""
+    if healthy:
         return NodeHealth(), Action.LEAVE
-    ill = now if case.ill is None else case.ill
-    if now < ill + (rules.again if case.restarted and not gone else rules.sure):
-        return NodeHealth(ill, case.restarted), Action.LEAVE
-    if gone or case.restarted:
+    since = now if health.unhealthy_since is None else health.unhealthy_since
+    if now < since + (rules.restart_grace if health.restarted and not gone else rules.grace):
+        return NodeHealth(since, health.restarted), Action.LEAVE
+    if gone or health.restarted:
         return NodeHealth(), Action.REPLACE
     return NodeHealth(now, restarted=True), Action.RESTART
 
 
 class HealthMonitor:
-    """The hands that do it; each look is one call."""
+    """Checks all nodes regularly, and carries out the actions."""
 
     def __init__(
         self,
-        made: Provisioner,
+        provisioner: Provisioner,
         engine: RemoteEngine,
-        doors: Firewall,
+        firewall: Firewall,
         startup: Startup,
         *,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         rules: HealthRules,
     ) -> None:
-        self._made, self._engine, self._rules, self._tell = made, engine, rules, tell
-        self._doors, self._startup = doors, startup
-        self._cases: dict[str, NodeHealth] = {}
-        self._fallen: set[str] = set()  #: whose machines have failed before
-        self._nodes: dict[str, Server] = dict(made.listed)  #: that shall be there
-        self._coming = self._nodes.keys() - {*startup.up()}  #: those that were not up yet
-        self._said = ""
-        self._left = max(rules.least, len(made.plan.first))
-        self._making = threading.Lock()  #: held while a server is asked for
+        self._provisioner, self._engine, self._firewall = provisioner, engine, firewall
+        self._startup, self._rules, self._report = startup, rules, report
+        self._health: dict[str, NodeHealth] = {}
+        self._restarted: set[str] = set()  #: nodes restarted for a fault of their machine
+        self._nodes: dict[str, Server] = dict(provisioner.listed)  #: that should exist
+        self._starting = self._nodes.keys() - {*startup.up()}  #: nodes not up at the last check
+        self._last_error = ""
+        self._replacements_left = max(rules.min_replacements, len(provisioner.plan.first))
+        self._creating = threading.Lock()  #: held while servers are created
         self._ended = threading.Event()
 
     def work(self) -> None:
-        """Look until the end."""
-        while not self._ended.wait(self._rules.look):
+        """Check until the end."""
+        while not self._ended.wait(self._rules.interval):
             try:
-                self.look()
-            except (*CONNECTION_ERRORS, RunError) as error:  # the cloud is away: perhaps we are
-                if str(error) != self._said:
-                    self._said = str(error)
-                    self._tell(self._said)
+                self.check()
+            except (
+                *CONNECTION_ERRORS,
+                RunError,
+            ) as error:  # the cloud does not answer: perhaps we are offline
+                if str(error) != self._last_error:
+                    self._last_error = str(error)
+                    self._report(self._last_error)
 
     def end(self) -> None:
-        """Make no server any more; does not wait for those that are being set up."""
+        """Stop creating servers; do not wait for those that are being set up."""
         self._ended.set()
-        with self._making:
+        with self._creating:
             pass
 
-    def look(self) -> None:
-        """Look once at every node. Raises RunError if the cloud does not answer."""
-        if self._taken_down():
+    def check(self) -> None:
+        """Check every node once; raise RunError if the cloud does not answer."""
+        if self._end_if_taken_down():
             return
-        self._come(self._coming - self._startup.pending())
-        off = {name for name, each in self._made.listed.items() if each.status == "off"}
+        self._note_started(self._starting - self._startup.pending())
+        off = {name for name, each in self._provisioner.listed.items() if each.status == "off"}
         head = next((n for n, each in self._nodes.items() if _is_head(each)), "")
-        # who asks an engine whose head is off waits for its silence
+        # asking an engine whose head is off would wait for its timeout
         workers = None if head in off else self._workers()
         if workers is None and head not in off:
-            self._doors.follow()  # perhaps it is us who are elsewhere
-        there = [each for name, each in self._nodes.items() if name not in self._coming]
-        ill = [each for each in there if not self._well(each, workers)]
-        for name in self._cases.keys() - {each.name for each in ill}:
-            self._cases[name] = NodeHealth()
-        if not ill or self._made.stop.is_set():  # what is stopped needs none of them any more
+            self._firewall.follow_driver()  # perhaps our own address has changed
+        there = [each for name, each in self._nodes.items() if name not in self._starting]
+        unhealthy = [each for each in there if not self._is_healthy(each, workers)]
+        for name in self._health.keys() - {each.name for each in unhealthy}:
+            self._health[name] = NodeHealth()
+        if not unhealthy or self._provisioner.stop.is_set():  # a stopped run needs no nodes
             return
-        listed = {server.name: server for server in self._made.servers()}
-        if self._taken_down():
+        listed = {server.name: server for server in self._provisioner.servers()}
+        if self._end_if_taken_down():
             return
-        lost = [each for each in ill if self._treated(each, listed, workers)]
+        lost = [each for each in unhealthy if self._repair(each, listed, workers)]
         if lost:
             self._replace(lost)
 
-    def _taken_down(self) -> bool:
-        """Return whether somebody has deleted the run's servers, which then ends."""
-        if not self._nodes or self._made.listed or self._made.stop.is_set():
-            return False  # what is stopped deletes its servers itself
-        if self._ended.is_set() or not self._made.taken_down():
+    def _end_if_taken_down(self) -> bool:
+        """Return whether somebody has deleted the run's servers; if so, end the run."""
+        if not self._nodes or self._provisioner.listed or self._provisioner.stop.is_set():
+            return False  # a stopped run deletes its servers itself
+        if self._ended.is_set() or not self._provisioner.is_taken_down():
             return False
         self._nodes.clear()
-        self._engine.give_up(Stopped(TAKEN_DOWN))
+        self._engine.fail(Stopped(TAKEN_DOWN))
         return True
 
-    def _treated(
+    def _repair(
         self, node: Server, listed: Mapping[str, Server], workers: Sequence[WorkerState] | None
     ) -> bool:
-        """Do for an ill node what can be done; whether it is to be replaced."""
+        """Repair an unhealthy node if possible; return whether to replace it."""
         server, head = listed.get(node.name), workers is None
         off = server is not None and server.status == "off"
-        why = next((each.ill for each in _workers_of(workers, node) if each.ill), "")
-        if why and node.name in self._fallen:  # a restart did not help
-            self._tell(f"{node.name} fails again: {why}.")
+        why = next((each.fault for each in _workers_of(workers, node) if each.fault), "")
+        if why and node.name in self._restarted:  # the restart did not help
+            self._report(f"{node.name} fails again: {why}.")
             return True
-        sure = 0 if off else self._rules.lost if head else self._rules.sure
-        self._cases[node.name], act = next_action(
-            self._cases.get(node.name, NodeHealth()),
-            well=False,
+        sure = 0 if off else self._rules.head_grace if head else self._rules.grace
+        self._health[node.name], action = next_action(
+            self._health.get(node.name, NodeHealth()),
+            healthy=False,
             gone=server is None or off,
             now=time.monotonic(),
-            rules=replace(self._rules, sure=sure),
+            rules=replace(self._rules, grace=sure),
         )
-        if act is Action.RESTART:
-            self._fallen |= {node.name} if why else set()
+        if action is Action.RESTART:
+            self._restarted |= {node.name} if why else set()
             said = f"fails ({why})" if why else "does not work"
-            self._tell(f"{node.name} {said}; restarting its service.")
+            self._report(f"{node.name} {said}; restarting its service.")
             try:
                 for unit in ("crawl-head", "crawl") if head else ("crawl",):
                     install.restart_service(
-                        self._doors.reached(node), unit=unit, timeout=self._rules.sure
+                        self._firewall.login_of(node), unit=unit, timeout=self._rules.grace
                     )
-            except (
-                ssh.CommandFailed,
-                ssh.Unreachable,
-            ):  # no use in waiting for it to be well again
-                ill = time.monotonic() - self._rules.again + self._rules.sure
-                self._cases[node.name] = NodeHealth(ill, restarted=True)
-        return act is Action.REPLACE
+            except (ssh.CommandFailed, ssh.Unreachable):  # waiting for it would be futile
+                since = time.monotonic() - self._rules.restart_grace + self._rules.grace
+                self._health[node.name] = NodeHealth(since, restarted=True)
+        return action is Action.REPLACE
 
     def _workers(self) -> list[WorkerState] | None:
-        """The workers that the scheduler knows; None if there is no scheduler."""
+        """Return the workers that the scheduler knows; None if it does not answer."""
         try:
             return self._engine.nodes()
         except RunError:
             return None
 
-    def _well(self, server: Server, workers: Sequence[WorkerState] | None) -> bool:
-        if workers is None:  # then only the head can be blamed
+    def _is_healthy(self, server: Server, workers: Sequence[WorkerState] | None) -> bool:
+        if workers is None:  # then only the head is at fault
             return not _is_head(server)
         own = _workers_of(workers, server)
-        return any(each.seen < self._rules.silent for each in own) and all(
-            each.still < self._rules.still and not each.ill for each in own
+        return any(each.silence < self._rules.max_silence for each in own) and all(
+            each.stalled < self._rules.stalled and not each.fault for each in own
         )
 
     def _replace(self, lost: Sequence[Server]) -> None:
-        """Put other servers in the place of those that are lost, as long as that may be."""
-        names, more = ", ".join(each.name for each in lost), self._left >= len(lost)
-        then = "making others." if more else "no more servers will be made for them."
-        self._tell(f"{names}: lost; {then}")
+        """Replace lost servers, as long as that is allowed."""
+        names, more = ", ".join(each.name for each in lost), self._replacements_left >= len(lost)
+        then = "creating others." if more else "no more servers will be created for them."
+        self._report(f"{names}: lost; {then}")
         self._engine.drain(timeout=self._rules.drain)
         for each in lost:
-            self._made.remove(each)
+            self._provisioner.remove(each)
             self._startup.forget(each.name)
-        with self._making:
+        with self._creating:
             if self._ended.is_set():
                 return
             if more:
-                self._made.fill()
-        servers = self._made.servers()
-        self._left -= len(lost) if more else 0  # not before: what the cloud refused is tried again
+                self._provisioner.fill()
+        servers = self._provisioner.servers()
+        if more:  # not before: what the cloud denied is tried again
+            self._replacements_left -= len(lost)
         for each in lost:
             self._nodes.pop(each.name, None)
-            self._cases.pop(each.name, None)
+            self._health.pop(each.name, None)
         self._join(servers)
 
     def _join(self, servers: Sequence[Server]) -> None:
-        """Make nodes of the servers that are new; of all, if the head is."""
+        """Set up the new servers, or all of them if the head is new."""
         head = next(filter(_is_head, servers), None)
         if head is None:
-            self._engine.give_up(
+            self._engine.fail(
                 RunError(
-                    "the swarm's head is lost, and no other one can be made; what is finished is "
-                    "kept, so the same command goes on from here."
+                    "the swarm's head is lost and cannot be replaced; finished work is kept, so "
+                    "run the same command again to continue."
                 )
             )
             return
@@ -233,24 +234,26 @@ class HealthMonitor:
         if not fresh:
             return
         self._nodes |= {each.name: each for each in fresh}
-        self._coming |= {each.name for each in fresh}
-        self._startup.start(map(self._doors.reached, fresh), self._doors.reached(head))
+        self._starting |= {each.name for each in fresh}
+        self._startup.start(map(self._firewall.login_of, fresh), self._firewall.login_of(head))
         if moved:
             self._startup.wait([head.name])
             if head.name in self._startup.up():
                 self._engine.move(f"tls://{head.address}:{install.SCHEDULER_PORT}")
 
-    def _come(self, names: Iterable[str]) -> None:
-        """Note that some are up, or remove them: they will be replaced, as what is gone."""
+    def _note_started(self, names: Iterable[str]) -> None:
+        """Note which servers are up, and delete failed ones, which are replaced later."""
         errors = self._startup.errors()
         for name in names:
-            self._coming.discard(name)
-            self._cases[name] = NodeHealth(time.monotonic(), restarted=True)  # as it was just now
+            self._starting.discard(name)
+            self._health[name] = NodeHealth(
+                time.monotonic(), restarted=True
+            )  # as it has just started
             if (error := errors.get(name)) and not self._ended.is_set():
                 if not isinstance(error, install.NotReady):
                     raise error
-                self._tell(str(error))
-                self._made.remove(self._nodes[name])
+                self._report(str(error))
+                self._provisioner.remove(self._nodes[name])
                 self._startup.forget(name)
 
 
@@ -264,7 +267,7 @@ def _is_head(server: Server) -> bool:
 
 @contextmanager
 def monitored(watch: HealthMonitor) -> Iterator[None]:
-    """Watch for as long as the block runs."""
+    """Monitor while the block runs."""
     thread = threading.Thread(target=watch.work, name="watch", daemon=True)
     thread.start()
     try:

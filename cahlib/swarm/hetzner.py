@@ -1,7 +1,7 @@
-"""Hetzner Cloud through its own client: offers and prices read live, servers known by label.
+"""Hetzner Cloud through its own client: offers and prices read live, servers found by label.
 
-It does not know what a server is for. Types, prices and places change several times a year, so
-none of them stands here.
+It does not know what a server is for. Types, prices and locations change several times a year, so
+none of them is written here.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ ENDPOINT = "https://api.hetzner.cloud/v1"
 #: Ports of Dask's scheduler, and its workers and nannies.
 _PORTS = ("8786", "9000-9099")
 
-#: Networks that one rule of a firewall takes.
+#: Networks allowed in one firewall rule.
 _MAX_NETWORKS = 100
 
 _ANYWHERE = ("0.0.0.0/0", "::/0")
 
-#: Seconds to connect: where packets are lost, waiting longer helps nobody.
+#: Seconds to connect; waiting longer does not help where packets are lost.
 _CONNECT_TIMEOUT = 10.0
 
 _DENIALS = {
@@ -60,7 +60,7 @@ _RAISE_LIMIT = "; raise the limit in the console under Limits, or add another to
 _ADVICE = {
     DenialReason.LIMIT: _RAISE_LIMIT,
     DenialReason.CORES: _RAISE_LIMIT,
-    DenialReason.TOKEN: "; give a token of this project with permission to read and write",
+    DenialReason.TOKEN: "; create a token of this project with permission to read and write",
     DenialReason.AWAY: "; try again in a few minutes",
 }
 
@@ -79,7 +79,7 @@ class Hetzner:
         patience: float = 60,
     ) -> None:
         self.name = name
-        # The client's own timeout is none at all; it tries six times before it gives up.
+        # By default the client has no timeout, and tries six times before it gives up.
         self._client = Client(
             token,
             api_endpoint=endpoint,
@@ -94,12 +94,12 @@ class Hetzner:
         return f"Hetzner(name={self.name!r})"
 
     def check(self) -> None:
-        """Delete the key of number 0, which nobody has: a token that may only read is told so."""
+        """Delete key number 0, which never exists: a read-only token is denied that."""
         request = self._client.request
         try:
             self._patiently(lambda: request("DELETE", "/ssh_keys/0"), unless={"not_found"})
         except Denied as denied:
-            if denied.why is not DenialReason.OTHER:  # whatever is wrong with a number of 0
+            if denied.reason is not DenialReason.OTHER:  # about the number 0
                 raise
 
     def offers(self) -> Sequence[Offer]:
@@ -110,7 +110,7 @@ class Hetzner:
         return [offer for each in types for offer in _to_offers(each, ipv4, currency)]
 
     def prepare(self, labels: Mapping[str, str], public_key: str) -> None:
-        """Make the run's key and firewall; those already there are kept."""
+        """Create the run's key and firewall, unless they exist."""
         name = "-".join(labels.values())
         keys = self._client.ssh_keys
         if not self._patiently(lambda: keys.get_by_name(name)):
@@ -122,55 +122,55 @@ class Hetzner:
             create: Any = self._client.firewalls.create
             self._patiently(lambda: create(name, _rules([]), dict(labels)), unless=_ALREADY_EXISTS)
 
-    def admit(self, labels: Mapping[str, str], networks: Sequence[str]) -> None:
-        """Open the ports of Dask to these networks alone, on all servers of a run."""
+    def allow_networks(self, labels: Mapping[str, str], networks: Sequence[str]) -> None:
+        """Open Dask's ports to these networks only, on all servers of a run."""
         if wall := self._firewall("-".join(labels.values())):
             self._patiently(lambda: wall.set_rules(_rules(networks)), unless={"not_found"})
 
-    def prepared(self, labels: Mapping[str, str]) -> bool:
-        """Return whether the run's key is still there; `clean` has deleted it if not."""
+    def is_prepared(self, labels: Mapping[str, str]) -> bool:
+        """Return whether the run's key still exists; `clean` deletes it."""
         keys = self._client.ssh_keys
         return bool(self._patiently(lambda: keys.get_by_name("-".join(labels.values()))))
 
-    def create(self, offer: Offer, wish: ServerSpec) -> Server:
-        """Make a server, or take the one of this name and these labels that is there already.
+    def create(self, offer: Offer, spec: ServerSpec) -> Server:
+        """Create a server, or return an existing one with this name and these labels.
 
-        Raises Denied; when the cloud did not answer, only after looking whether it acted.
+        Raise Denied; if the cloud did not answer, only after checking whether it acted.
         """
-        run = {k: v for k, v in wish.labels.items() if k != "role"}
+        run = {k: v for k, v in spec.labels.items() if k != "role"}
         shared = "-".join(run.values())
 
         def make() -> Server:
             try:
-                return _to_server(self._asked(lambda: self._create(offer, wish, shared)))
+                return _to_server(self._asked(lambda: self._create(offer, spec, shared)))
             except Denied as denied:
-                if denied.why in (DenialReason.AWAY, DenialReason.OTHER):
+                if denied.reason in (DenialReason.AWAY, DenialReason.OTHER):
                     for each in self.servers(run):
-                        if each.name == wish.name:
+                        if each.name == spec.name:
                             return each
                 raise
 
-        return self._patiently(make)  # its name is unique: asking again makes no second one
+        return self._patiently(make)  # its name is unique: asking again creates no second one
 
     def servers(self, labels: Mapping[str, str]) -> list[Server]:
-        """All servers that carry these labels."""
+        """Return all servers with these labels."""
         selector = ",".join(f"{key}=={value}" for key, value in labels.items())
         get = self._client.servers.get_all
         return [_to_server(each) for each in self._patiently(lambda: get(label_selector=selector))]
 
-    def mark(self, server: Server, labels: Mapping[str, str]) -> None:
-        """Give a server these labels beside those that it has."""
+    def set_labels(self, server: Server, labels: Mapping[str, str]) -> None:
+        """Add labels to a server, or change them."""
         bound, every = BoundServer(self._client.servers, {"id": server.id}), dict(server.labels)
         update: Any = self._client.servers.update  # its type says that labels are a text
         self._patiently(lambda: update(bound, labels=every | dict(labels)), unless={"not_found"})
 
     def delete(self, server: Server) -> None:
-        """Delete a server; one that is gone already is fine."""
+        """Delete a server, if it still exists."""
         bound = BoundServer(self._client.servers, {"id": server.id})
         self._patiently(lambda: self._client.servers.delete(bound), unless={"not_found"})
 
     def clean(self, labels: Mapping[str, str]) -> None:
-        """Delete the keys and firewalls with these labels; firewalls once no server needs them."""
+        """Delete the keys and firewalls with these labels; firewalls once no server uses them."""
         selector = ",".join(f"{key}=={value}" for key, value in labels.items())
         gone = {"not_found"}
         for key in self._patiently(lambda: self._client.ssh_keys.get_all(label_selector=selector)):
@@ -180,18 +180,18 @@ class Hetzner:
         ):
             self._patiently(wall.delete, unless=gone)
 
-    def _create(self, offer: Offer, wish: ServerSpec, shared: str) -> BoundServer:
+    def _create(self, offer: Offer, spec: ServerSpec, shared: str) -> BoundServer:
         keys = [key for key in [self._client.ssh_keys.get_by_name(shared)] if key]
         walls = [wall for wall in [self._client.firewalls.get_by_name(shared)] if wall]
         return self._client.servers.create(
-            name=wish.name,
+            name=spec.name,
             server_type=ServerType(name=offer.type),
-            image=self._image(wish.image, offer.architecture),
+            image=self._image(spec.image, offer.architecture),
             ssh_keys=list(keys),
             firewalls=list(walls),
             location=Location(name=offer.location),
-            labels=dict(wish.labels),
-            user_data=wish.user_data,
+            labels=dict(spec.labels),
+            user_data=spec.user_data,
         ).server
 
     def _image(self, name: str, architecture: str) -> BoundImage:
@@ -204,42 +204,46 @@ class Hetzner:
         return self._patiently(lambda: self._client.firewalls.get_by_name(name))
 
     def _patiently(self, ask: Callable[[], _T], *, unless: set[str] = frozenset()) -> _T:  # type: ignore[assignment]
-        """Ask for something that may be asked twice, up to five times while nobody answers.
+        """Make an idempotent request, up to five times while the cloud does not answer.
 
-        After a minute it is not asked again: there may be servers to delete elsewhere. An error in
-        ``unless`` means that it was done before; then None is returned.
+        After a minute it is not repeated: there may be servers to delete elsewhere. Return None for
+        an error in ``unless``, which means that it was done before.
         """
         late = time.monotonic() + self._patience
         for attempt in range(5):
             try:
                 return self._asked(ask, unless=unless)
             except Denied as denied:
-                if denied.why is not DenialReason.AWAY or attempt == 4 or time.monotonic() > late:
+                if (
+                    denied.reason is not DenialReason.AWAY
+                    or attempt == 4
+                    or time.monotonic() > late
+                ):
                     raise
                 time.sleep(self._poll * 2**attempt)
         raise AssertionError
 
     def _asked(self, ask: Callable[[], _T], *, unless: set[str] = frozenset()) -> _T:  # type: ignore[assignment]
-        """Ask, and translate what the client raises."""
+        """Make a request, and translate the client's exceptions."""
         try:
             return ask()
         except APIException as error:
             if str(error.code) in unless:
                 return None  # type: ignore[return-value]
             raise self._denied(error) from error
-        except (HCloudException, OSError) as error:  # of the network, or its CA file is gone
+        except (HCloudException, OSError) as error:  # of the network, or a missing CA file
             text = f"{self.name}: Hetzner does not answer ({type(error).__name__})"
             raise Denied(DenialReason.AWAY, text + _ADVICE[DenialReason.AWAY] + ".") from error
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise self._strange() from error
 
     def _strange(self) -> Denied:
-        text = f"{self.name}: what answers is not Hetzner's API, perhaps a proxy"
+        text = f"{self.name}: the answer is not from Hetzner's API, perhaps from a proxy"
         return Denied(DenialReason.AWAY, text + _ADVICE[DenialReason.AWAY] + ".")
 
     def _denied(self, error: APIException) -> Denied:
         why = _DENIALS.get(str(error.code), DenialReason.OTHER)
-        if isinstance(error.code, int) and error.code < 400:  # a page
+        if isinstance(error.code, int) and error.code < 400:  # a web page
             return self._strange()
         if isinstance(error.code, int) and error.code >= 500:
             why = DenialReason.AWAY
@@ -255,14 +259,16 @@ _ALREADY_EXISTS = {"uniqueness_error"}
 
 
 def accounts(tokens: str, *, endpoint: str = ENDPOINT, **options: Any) -> list[Hetzner]:
-    """An account for each token in a text that separates them by commas, spaces or lines."""
+    """Return an account for each token in a text, separated by commas, spaces or newlines."""
     found = list(dict.fromkeys(tokens.replace(",", " ").split()))
     if not found:
         raise ConfigError(
-            "no Hetzner token is given; put HCLOUD_TOKEN=… into .env or the environment."
+            "HCLOUD_TOKEN: no token is given; put HCLOUD_TOKEN=… into .env or the environment."
         )
     if bad := [n for n, token in enumerate(found, 1) if not token.isascii()]:
-        raise ConfigError(f"token {bad[0]} holds characters that no token has; copy it again.")
+        raise ConfigError(
+            f"HCLOUD_TOKEN: token {bad[0]} contains invalid characters; copy it again."
+        )
     return [
         Hetzner(token, name=f"account {number}", endpoint=endpoint, **options)
         for number, token in enumerate(found, 1)
@@ -282,11 +288,11 @@ def _to_offers(kind: BoundServerType, ipv4: Mapping[str, float], currency: str) 
             cores=int(kind.cores or 0),
             memory=float(kind.memory or 0),
             architecture=str(kind.architecture),
-            # where the address has no price it is not free
+            # an address without a price is not free
             hourly=prices[name] + ipv4.get(name, max(ipv4.values(), default=0)),
             currency=currency,
             dedicated=kind.cpu_type == "dedicated",
-            lacks=_unavailability(place),
+            unavailable=_unavailability(place),
         )
         for place in kind.locations or ()
         if (name := str(place.location.name)) in prices
@@ -300,7 +306,7 @@ def _unavailability(place: ServerTypeLocation) -> str:
 
 
 def _ipv4_prices(pricing: Mapping[str, Any]) -> dict[str, float]:
-    """Return what an IPv4 address costs an hour, by location."""
+    """Return the hourly price of an IPv4 address, by location."""
     return {
         price["location"]: float(price["price_hourly"]["gross"])
         for kind in pricing["primary_ips"]
@@ -324,7 +330,7 @@ def _to_server(bound: BoundServer) -> Server:
 
 
 def _rules(networks: Sequence[str]) -> list[FirewallRule]:
-    """Return the rules of a firewall: SSH in, the web out, and Dask's ports to these networks."""
+    """Return firewall rules: SSH in, the web out, and Dask's ports for these networks."""
     rules = [_rule("in", "tcp", "22", _ANYWHERE)]
     rules += [_rule("out", "tcp", port, _ANYWHERE) for port in ("53", "80", "443")]
     rules += [_rule("out", "udp", port, _ANYWHERE) for port in ("53", "123")]

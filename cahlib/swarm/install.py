@@ -1,7 +1,7 @@
-"""A server becomes a node: waits for its boot, brings this cahlib and the certificates, starts it.
+"""Set up a server as a node: await its boot, install this cahlib and certificates, start services.
 
-It asks until something is ready, within a deadline, and never just waits. It does not know where
-servers come from, nor what becomes of one that does not come up.
+It polls until a step is done, within a deadline, and never just sleeps. It does not know where
+servers come from, nor what happens to one that does not come up.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from cahlib.swarm.ssh import CommandFailed, Login, SshSession, Unreachable, awai
 NODE_LOG = f"{HOME}/crawl.log"
 _BOOT_LOG = "/var/log/cloud-init-output.log"
 
-#: Says what a node was made into.
+#: The digest of what is installed on a node.
 _STAMP_FILE = f"{HOME}/stamp"
 
 #: The scheduler's port on the head.
 SCHEDULER_PORT = 8786
 
-#: Seconds that a node's clock may be wrong: certificates hold from a day before they are made.
+#: Seconds that a node's clock may be off: certificates are valid from a day before their creation.
 _MAX_CLOCK_DRIFT = 6 * 3600
 
 
@@ -38,25 +38,25 @@ class NotReady(RunError):
     """A server did not become a node in time; the message ends with its logs."""
 
     @property
-    def by_command(self) -> bool:
-        """Return whether a command on the server said so; else it did not answer."""
+    def is_command_failure(self) -> bool:
+        """Return whether a command on the server failed; else it did not answer."""
         return isinstance(self.__cause__, CommandFailed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """What is brought to a node."""
+    """What is installed on a node."""
 
     wheel: Path
-    pins: str  #: pip's constraints
-    wheelhouse: tuple[Path, ...] = ()  #: all that is needed; () = the node asks its registry
-    image: str = "debian-12"  #: of the cloud's, the one whose Python runs it
-    watchdog: Callable[[str], bytes] | None = None  #: what a head's is told, by the head's name
+    pins: str  #: pip constraints
+    wheelhouse: tuple[Path, ...] = ()  #: all requirements; () = the node uses its package index
+    image: str = "debian-12"  #: the cloud's image whose Python runs it
+    watchdog: Callable[[str], bytes] | None = None  #: its instructions, by the head's name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupTimeouts:
-    """Seconds after which a node is given up."""
+    """Seconds after which setting up a node fails."""
 
     ssh: float = 180
     boot: float = 420  #: cloud-init with its packages
@@ -65,14 +65,14 @@ class SetupTimeouts:
 
 
 def make_package(folder: Path, *, wheelhouse: Path | None = None) -> Package:
-    """Make the wheel in ``folder``; a wheelhouse is a folder of wheels for the nodes' Python."""
+    """Build the wheel in ``folder``; a wheelhouse is a folder of wheels for the nodes' Python."""
     wheels: tuple[Path, ...] = ()
     if wheelhouse:
         wheels = tuple(sorted(wheelhouse.glob("*.whl")))
         wheels = tuple(each for each in wheels if not each.name.startswith("cahlib-"))
         if not wheels:
             raise ConfigError(
-                f"wheelhouse: {wheelhouse} holds no wheels; fill it with "
+                f"wheelhouse: {wheelhouse} contains no wheels; fill it with "
                 f"`pip download --dest {wheelhouse} cahlib`."
             )
     return Package(
@@ -83,27 +83,27 @@ def make_package(folder: Path, *, wheelhouse: Path | None = None) -> Package:
     )
 
 
-#: Hears the name of a node and the step that it begins: ssh, boot, install, start, up.
+#: Called with a node's name and the step that begins: ssh, boot, install, start, up.
 StepListener: TypeAlias = Callable[[str, str], None]
 
 
-#: Hears under which address a node sees this machine; returns the networks of all that may reach
-#: the ports of Dask there.
+#: Called with the address under which a node sees this machine; returns the networks that may
+#: reach Dask's ports there.
 NetworkSource: TypeAlias = Callable[[str], Sequence[str]]
 
 
 def set_up_node(
     login: Login,
-    goods: Package,
+    package: Package,
     *,
     head: Login,
-    admit: NetworkSource,
+    networks_for: NetworkSource,
     patience: SetupTimeouts | None = None,
     step: StepListener = lambda name, step: None,
 ) -> dict[str, float]:
-    """Make a server a node of the swarm with this head; done again, it changes nothing.
+    """Make a server a node of the swarm with this head; a repetition changes nothing.
 
-    Tells the seconds that each step took. Raises NotReady with the ends of the node's logs.
+    Return the seconds that each step took. Raise NotReady with the ends of the node's logs.
     """
     limits, took = patience or SetupTimeouts(), dict[str, float]()
 
@@ -118,13 +118,13 @@ def set_up_node(
         timed("boot", lambda: _await_boot(login, limits.boot))
         with ssh_session(login) as node:
             _check_clock(node)
-            open_ports(node, admit(driver_address(node)))
-            stamp = _stamp(login, goods, head)
+            open_ports(node, networks_for(driver_address(node)))
+            stamp = _stamp(login, package, head)
             if node.tail(_STAMP_FILE, lines=1) != stamp:
-                timed("install", lambda: _install(node, login, goods, limits.install))
+                timed("install", lambda: _install(node, login, package, limits.install))
                 timed("start", lambda: _start_services(node, login, head, limits.start))
                 node.put([(stamp.encode(), _STAMP_FILE)])
-            _set_watchdog(node, goods.watchdog if login.name == head.name else None, login.name)
+            _set_watchdog(node, package.watchdog if login.name == head.name else None, login.name)
     except (CommandFailed, Unreachable) as error:
         raise NotReady(f"{login.name} did not come up: {error}{_log_tails(login)}") from error
     step(login.name, "up")
@@ -137,18 +137,18 @@ def driver_address(node: SshSession) -> str:
 
 
 def open_ports(node: SshSession, networks: Sequence[str]) -> None:
-    """Have a node let these reach the ports of Dask, and nobody else."""
+    """Open Dask's ports on a node to these networks only."""
     node.run(["sudo", "/usr/local/sbin/crawl-peers", *networks])
 
 
 def restart_service(login: Login, *, unit: str = "crawl", timeout: float = 60) -> None:
-    """Restart a node's service; what it was doing is done again somewhere."""
+    """Restart a node's service; its unfinished jobs are done again elsewhere."""
     with ssh_session(login, timeout=timeout) as node:
         node.run(["sudo", "systemctl", "restart", unit], timeout=timeout)
 
 
 def node_log(login: Login, *, lines: int = 20, boot: bool = False, timeout: float = 20) -> str:
-    """The end of a node's log, or of what cloud-init said at its boot."""
+    """Return the end of a node's log, or of cloud-init's log of its boot."""
     with ssh_session(login, timeout=timeout) as node:
         return node.tail(_BOOT_LOG if boot else NODE_LOG, lines=lines, timeout=timeout)
 
@@ -160,20 +160,20 @@ def fetch_log(login: Login, target: Path, *, timeout: float = 60) -> None:
 
 
 def _await_boot(login: Login, timeout: float) -> None:
-    """Wait for cloud-init; it counts what is there after it, not what it says of itself."""
+    """Wait for cloud-init, and verify the result; its own exit status is unreliable."""
     deadline = time.monotonic() + timeout
     while True:
         try:
             with ssh_session(login) as node:
-                # it says "error", and waits no longer, as soon as one mirror was away for a moment
+                # it reports "error" and stops waiting once one mirror fails for a moment
                 with suppress(CommandFailed):
                     node.run("cloud-init status --wait", timeout=deadline - time.monotonic())
                 if node.run(f"ls {BOOT_MARKER} 2>/dev/null || true"):
                     node.run("python3 -c 'import ensurepip, venv'")
                     return
             if time.monotonic() > deadline:
-                raise CommandFailed(f"its first boot did not end within {timeout:g} s.")
-        except Unreachable:  # sshd is restarted at the first boot, after it has answered once
+                raise CommandFailed(f"its first boot did not finish within {timeout:g} s.")
+        except Unreachable:  # sshd restarts during the first boot, after it has answered once
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.5)
@@ -184,40 +184,40 @@ def _check_clock(node: SshSession) -> None:
     if apart > _MAX_CLOCK_DRIFT:
         raise CommandFailed(
             f"its clock and this machine's are {apart / 3600:,.0f} hours apart, and certificates "
-            "go by the clock; see which one is wrong (`timedatectl`)."
+            "depend on the time; correct the wrong clock (`timedatectl`)."
         )
 
 
-def _install(node: SshSession, login: Login, goods: Package, timeout: float) -> None:
+def _install(node: SshSession, login: Login, package: Package, timeout: float) -> None:
     node.run(
-        # the scheduler's user comes through, to the code and to the authority's certificate
+        # the scheduler's user needs access to the code and to the authority's certificate
         f"chmod 711 {HOME} && mkdir -p -m 711 {HOME}/tls && "
         f"mkdir -p -m 700 {HOME}/wheels {HOME}/dask {HOME}/files && "
-        # in memory, where the machine has plenty; hosts of tests have no such place
+        # in memory, where the machine has plenty; hosts of tests lack that mount
         f"{{ test -e {HOME}/parcels || {{ test -d {PARCEL_FOLDER} && "
         f"ln -s {PARCEL_FOLDER} {HOME}/parcels; }} || mkdir -m 700 {HOME}/parcels; }} && "
-        f"touch {NODE_LOG} && "  # else it is root's, and closed to us
+        f"touch {NODE_LOG} && "  # else root owns it, and we cannot read it
         f"rm -f {HOME}/wheels/cahlib-*.whl {_STAMP_FILE}"
     )
     authority, own = login.keys.authority(), login.keys.node(login.name, login.address)
     there = set(node.run(["ls", f"{HOME}/wheels"]).split())
-    wheels = [each for each in goods.wheelhouse if each.name not in there]
+    wheels = [each for each in package.wheelhouse if each.name not in there]
     node.put(
         [
             (authority.public, f"{HOME}/tls/authority.crt"),
             (own.public, f"{HOME}/tls/node.crt"),
             (own.private, f"{HOME}/tls/node.key"),
-            (goods.pins.encode(), f"{HOME}/pins.txt"),
-            *((each, f"{HOME}/wheels/{each.name}") for each in (*wheels, goods.wheel)),
+            (package.pins.encode(), f"{HOME}/pins.txt"),
+            *((each, f"{HOME}/wheels/{each.name}") for each in (*wheels, package.wheel)),
         ],
         timeout=timeout,
     )
-    source = f"--no-index --find-links {HOME}/wheels" if goods.wheelhouse else ""
+    source = f"--no-index --find-links {HOME}/wheels" if package.wheelhouse else ""
     node.run(
         f"chmod 644 {HOME}/tls/authority.crt && umask 022 && "
         f"test -x {HOME}/venv/bin/python || python3 -m venv {HOME}/venv && "
         f"{HOME}/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input "
-        f"{source} --constraint {HOME}/pins.txt {HOME}/wheels/{shlex.quote(goods.wheel.name)}",
+        f"{source} --constraint {HOME}/pins.txt {HOME}/wheels/{shlex.quote(package.wheel.name)}",
         timeout=timeout,
     )
 
@@ -244,9 +244,9 @@ def _start_services(node: SshSession, login: Login, head: Login, timeout: float)
 
 
 def _set_watchdog(node: SshSession, told: Callable[[str], bytes] | None, name: str) -> None:
-    """Start the watchdog of a head, or end one that an earlier launch has started.
+    """Start the watchdog of a head, or stop one that an earlier launch started.
 
-    Its token comes by the connection into a file of root's, and lies nowhere else on its way.
+    Its token is sent over the connection into a file of root's, and is stored nowhere else.
     """
     if told or node.run(f"test -s {WATCHDOG_FILE} && echo watched || true"):
         node.run(f"sudo tee {WATCHDOG_FILE} > /dev/null", stdin=told(name) if told else b"")
@@ -255,19 +255,19 @@ def _set_watchdog(node: SshSession, told: Callable[[str], bytes] | None, name: s
 
 
 def _memory_gb(node: SshSession) -> float:
-    """Return the GB of memory that a machine has."""
+    """Return a machine's memory in GB."""
     return int(node.run("awk '/^MemTotal:/ {print $2}' /proc/meminfo")) / 1e6
 
 
-def _stamp(login: Login, goods: Package, head: Login) -> str:
-    """What a node shall be; one that is so is left alone, or the scheduler forgets its jobs."""
+def _stamp(login: Login, package: Package, head: Login) -> str:
+    """Return the digest of a node's setup; its services are only restarted if it changed."""
     certificate = login.keys.node(login.name, login.address).public.read_text()
-    parts = (goods.wheel.name, goods.pins, certificate, login.address, head.address)
+    parts = (package.wheel.name, package.pins, certificate, login.address, head.address)
     return sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _log_tails(login: Login) -> str:
-    """The ends of a node's logs for an error, if it lets itself be asked."""
+    """Return the ends of a node's logs for an error, if the node answers."""
     shown = []
     with suppress(CommandFailed, Unreachable), ssh_session(login, timeout=10) as node:
         for path in (_BOOT_LOG, NODE_LOG):

@@ -1,8 +1,8 @@
-"""A swarm for one run: servers are made, become nodes, scrape, and are gone afterwards.
+"""The lifecycle of a run's swarm: servers are created, become nodes, scrape, and are deleted.
 
-Its state lies in one folder (the run's name, by which the clouds know its servers), and its keys
-elsewhere by that name, so a command that is started again takes over the nodes that are there. No
-token is in either.
+Its state is one folder (the run's name, by which the clouds know its servers), and its keys are
+stored elsewhere by that name, so a restarted command takes over the existing nodes. Neither
+contains a token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.progress import NodeStatus, SwarmStatus
 from cahlib.core.secret_store import run_name, secret_path
 from cahlib.core.wording import verb
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import RemoteEngine, remote_engine
 from cahlib.engine.ticket import issue_ticket
@@ -28,6 +27,7 @@ from cahlib.swarm import install, ssh, status
 from cahlib.swarm.billing import Billing
 from cahlib.swarm.firewall import Firewall
 from cahlib.swarm.health import HealthMonitor, HealthRules, monitored
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import HOME, user_data
 from cahlib.swarm.planner import ServerLimits, ServerPlan, plan_servers
 from cahlib.swarm.provider import (
@@ -42,126 +42,131 @@ from cahlib.swarm.provisioning import Provisioner, delete_labelled, leftover_mes
 from cahlib.swarm.startup import Startup, start_head, start_others
 from cahlib.swarm.watchdog import WatchdogConfig
 
-#: Seconds in which workers must have joined, and in which finished parcels are brought at the end.
+#: Seconds in which workers must join, and in which finished parcels are fetched at the end.
 _JOIN_TIMEOUT, _DRAIN_TIMEOUT = 60, 120
 
-#: Seconds in which logs are brought here before their servers are deleted.
+#: Seconds in which logs are copied here before their servers are deleted.
 _LOGS_TIMEOUT = 20.0
 
-#: Seconds between two looks at the cost, and before an hour begins in which servers are deleted.
+#: Seconds between two checks of the cost, and before an unaffordable hour for the deletion.
 _COST_INTERVAL, _DELETE_BEFORE = 5.0, 45.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmConfig:
-    """What a swarm is told to be."""
+    """The configuration of a swarm."""
 
     limits: ServerLimits
-    state: Path  #: folder of the run's name, its wheel and its logs
-    wheelhouse: Path | None = None  #: wheels for the nodes; None: they ask their registry
-    late: float = 10  #: seconds in which a request that was never answered may make a server
-    rules: HealthRules = field(default_factory=HealthRules)  #: by which nodes are looked after
-    watchdog: WatchdogConfig | None = None  #: what deletes the servers if this machine dies
+    state: Path  #: the folder with the run's name, its wheel and its logs
+    wheelhouse: Path | None = None  #: wheels for the nodes; None: they use their package index
+    late: float = 10  #: seconds in which an unanswered request may create a server
+    rules: HealthRules = field(default_factory=HealthRules)  #: for monitoring the nodes
+    watchdog: WatchdogConfig | None = None  #: deletes the servers if this machine dies
 
 
 @contextmanager
 def swarm_engine(
     accounts: Sequence[Account],
-    orders: SwarmConfig,
-    home: Path,
+    config: SwarmConfig,
+    folder: Path,
     *,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     stop: threading.Event,
-    board: SwarmStatus,
+    swarm_status: SwarmStatus,
 ) -> Iterator[RemoteEngine]:
-    """An engine on servers made for it; parcels end up in ``home``.
+    """Open an engine on servers created for it; parcels end up in ``folder``.
 
-    ``tell`` hears what happens, a sentence each, ``board`` shows the nodes; ``stop`` is set when
-    the ceiling of the cost is near, and ends the bringing up. Raises ConfigError before anything is
-    made, RunError if no node comes up, or if servers could not be deleted.
+    ``report`` gets a sentence on each event, and ``swarm_status`` is updated; ``stop`` is set when
+    the cost limit is near, and ends the creation of servers. Raise ConfigError before anything is
+    created, RunError if no node comes up, or if servers could not be deleted.
     """
-    made, goods, keys = _prepare(accounts, orders, tell, stop)
+    provisioner, package, keys = _prepare(accounts, config, report, stop)
 
-    def reached(server: Server) -> ssh.Login:
+    def login_of(server: Server) -> ssh.Login:
         return _login(server, keys)
 
     with (
-        _cost_reported(made, tell),
-        status.status_monitored(made, keys, board, tell) as seen,
-        provisioned(made, public_key=_public_key(keys), late=orders.late),
+        _cost_reported(provisioner, report),
+        status.status_monitored(provisioner, keys, swarm_status, report) as monitor,
+        provisioned(provisioner, public_key=_public_key(keys), late=config.late),
     ):
-        doors = Firewall(made, reached)
-        startup = _make_startup(goods, seen.step, doors)
-        head = start_head(made, startup, reached, tell=tell)
+        firewall = Firewall(provisioner, login_of)
+        startup = _make_startup(package, monitor.step, firewall)
+        head = start_head(provisioner, startup, login_of, report=report)
         with (
-            _cost_limited(made, keys, orders, tell),
-            remote_engine(_cluster_address(head, keys), home) as engine,
+            _cost_limited(provisioner, keys, config, report),
+            remote_engine(_cluster_address(head, keys), folder) as engine,
         ):
-            _await_workers(engine, startup.up(), tell)
-            seen.works(engine)
-            watch = HealthMonitor(made, engine, doors, startup, tell=tell, rules=orders.rules)
-            with _wound_down(made, engine, keys, orders), monitored(watch):
+            _await_workers(engine, startup.up(), report)
+            monitor.attach(engine)
+            watch = HealthMonitor(
+                provisioner, engine, firewall, startup, report=report, rules=config.rules
+            )
+            with _wound_down(provisioner, engine, keys, config), monitored(watch):
                 yield engine
 
 
 @contextmanager
-def _cost_reported(made: Provisioner, tell: Callable[[str], None]) -> Iterator[None]:
-    """Tell at the end what all servers of the run have cost."""
+def _cost_reported(provisioner: Provisioner, report: Callable[[str], None]) -> Iterator[None]:
+    """Report at the end what all servers of the run have cost."""
     try:
         yield
     finally:
-        if made.bills and not made.bills.running():
-            tell(f"The servers are gone. {made.bills.told(made.clock())}")
+        if provisioner.billing and not provisioner.billing.running():
+            report(f"The servers are deleted. {provisioner.billing.summary(provisioner.clock())}")
 
 
-def plan_swarm(accounts: Sequence[Account], orders: SwarmConfig) -> ServerPlan:
-    """Return what would be made, and what it costs. Raises as `swarm_engine` does.
+def plan_swarm(accounts: Sequence[Account], config: SwarmConfig) -> ServerPlan:
+    """Return what would be created, and its cost; raise as `swarm_engine` does.
 
-    What the run has paid for servers that are gone counts towards its ceiling.
+    The cost of the run's deleted servers counts towards its limit.
     """
-    spent = Billing.of(orders.state).gone(time.time())
-    return plan_servers(accounts, replace(orders.limits, spent=spent))
+    spent = Billing.load(config.state).past_cost(time.time())
+    return plan_servers(accounts, replace(config.limits, spent=spent))
 
 
 def existing_servers(wanted: ServerPlan, state: Path) -> str:
-    """Return how many servers of a run are there already, as a sentence; "" if none is."""
+    """Return how many servers of a run exist already, as a sentence; "" if none does."""
     there = len(run_servers(wanted.accounts, state)) if (state / "run").exists() else 0
-    return f"{there} of them {verb(there)} there already." if there else ""
+    verb_there = verb(there, "exists", "exist")
+    return f"{there} of them {verb_there} already." if there else ""
 
 
 def create_swarm(
     accounts: Sequence[Account],
-    orders: SwarmConfig,
+    config: SwarmConfig,
     *,
-    tell: Callable[[str], None],
-    board: SwarmStatus | None = None,
+    report: Callable[[str], None],
+    swarm_status: SwarmStatus | None = None,
     guests: bool = False,
 ) -> list[ssh.Login]:
-    """Make servers and nodes of them, and leave them to a `swarm_engine` with the same state.
+    """Create servers and set them up as nodes, for a later `swarm_engine` with the same state.
 
-    ``tell`` and ``board`` are as for `swarm_engine`; with ``guests`` whoever has a ticket reaches
-    them, from anywhere.
+    ``report`` and ``swarm_status`` are as for `swarm_engine`; with ``guests`` anyone with a ticket
+    can reach them, from anywhere.
     """
-    made, goods, keys = _prepare(accounts, orders, tell, threading.Event())
-    made.prepare(_public_key(keys))
+    provisioner, package, keys = _prepare(accounts, config, report, threading.Event())
+    provisioner.prepare(_public_key(keys))
 
-    def reached(server: Server) -> ssh.Login:
+    def login_of(server: Server) -> ssh.Login:
         return _login(server, keys)
 
-    with status.status_monitored(made, keys, board or SwarmStatus(), tell) as seen:
-        startup = _make_startup(goods, seen.step, Firewall(made, reached, guests=guests))
-        head = start_head(made, startup, reached, tell=tell)
-        start_others(made, startup, reached, head, tell=tell)
-    send_heartbeat(made.accounts, made.labels, 0)  # from now on nobody works with them
+    with status.status_monitored(provisioner, keys, swarm_status or SwarmStatus(), report) as seen:
+        startup = _make_startup(package, seen.step, Firewall(provisioner, login_of, guests=guests))
+        head = start_head(provisioner, startup, login_of, report=report)
+        start_others(provisioner, startup, login_of, head, report=report)
+    send_heartbeat(
+        provisioner.accounts, provisioner.labels, 0
+    )  # from now on nobody works with them
     up = startup.up()
-    with remote_engine(_cluster_address(head, keys), orders.state) as engine:
-        _await_workers(engine, up, tell)
-    found = [reached(each) for each in made.servers() if each.name in up]
+    with remote_engine(_cluster_address(head, keys), config.state) as engine:
+        _await_workers(engine, up, report)
+    found = [login_of(each) for each in provisioner.servers() if each.name in up]
     return sorted(found, key=lambda each: each != head)
 
 
 def swarm_ticket(head: ssh.Login, *, hours: float) -> bytes:
-    """What another machine needs to drive a swarm with this head, for so many hours."""
+    """Return a ticket with which another machine can drive this head's swarm for so many hours."""
     return issue_ticket(_cluster_address(head, head.keys), hours=hours)
 
 
@@ -172,7 +177,7 @@ def delete_swarm(
     patience: float = 120,
     pause: float = 1,
 ) -> None:
-    """Delete what carries the labels, until the clouds say that nothing is left; else RunError."""
+    """Delete everything with the labels, until the clouds list nothing more; raise RunError."""
     deadline = time.monotonic() + patience
     while True:
         left, trouble = delete_labelled(accounts, labels)
@@ -184,40 +189,40 @@ def delete_swarm(
 
 
 def run_labels(state: Path, *, run: str = "", all_runs: bool = False) -> dict[str, str]:
-    """What the servers of a run carry, or those of all runs; nothing else is ever touched.
+    """Return the labels of a run's servers, or of those of all runs; no others are ever touched.
 
-    Raises ConfigError where no run has a name yet.
+    Raise ConfigError if the run has no name yet.
     """
     if not (run or all_runs or (state / "run").exists()):
         raise ConfigError(
-            f"output: no servers were made for {state.parent.parent}; give the --output of their "
-            "run, or its name: `cah swarm down --run NAME` (or --all-runs)."
+            f"output: no servers were created for {state.parent.parent}; give the --output of "
+            "their run, or its name: `cah swarm down --run NAME` (or --all-runs)."
         )
     ours = {PROJECT_LABEL[0]: PROJECT_LABEL[1]}
     return ours if all_runs else {**ours, "run": run or run_name(state)}
 
 
 def run_servers(accounts: Sequence[Account], state: Path) -> list[Server]:
-    """The servers of a run, the head first."""
+    """Return the servers of a run, the head first."""
     found = list_servers(accounts, run_labels(state))
     return sorted(found, key=lambda each: (each.labels.get("role") != "head", each.name))
 
 
 def server_logins(servers: Sequence[Server], state: Path) -> list[ssh.Login]:
-    """How servers of a run are reached."""
+    """Return how to log in to servers of a run."""
     keys = SwarmKeys(secret_path(state, "keys"))
     return [_login(each, keys) for each in servers]
 
 
 def node_statuses(accounts: Sequence[Account], state: Path) -> list[NodeStatus]:
-    """What each server of a run is, does and has cost so far, the head first."""
+    """Return the status and the cost of each server of a run, the head first."""
     found = run_servers(accounts, state)
     if not found:
         return []
-    reached = server_logins(found, state)
+    login_of = server_logins(found, state)
     work, ends = (
-        status.observe_cluster(_cluster_address(reached[0], reached[0].keys)),
-        status.last_log_lines(reached),
+        status.observe_cluster(_cluster_address(login_of[0], login_of[0].keys)),
+        status.last_log_lines(login_of),
     )
     account, now = run_billing(accounts, state), time.time()
     return [
@@ -229,48 +234,52 @@ def node_statuses(accounts: Sequence[Account], state: Path) -> list[NodeStatus]:
 
 
 def run_billing(accounts: Sequence[Account], state: Path) -> Billing:
-    """Return the account of a run, as of the servers that it has now."""
-    found, known, bills = run_servers(accounts, state), offers_by_type(accounts), Billing.of(state)
+    """Return the costs of a run, updated by the servers that it has now."""
+    found, known, billing = (
+        run_servers(accounts, state),
+        offers_by_type(accounts),
+        Billing.load(state),
+    )
     for each in found:
         offer = known.get((each.type, each.location))
-        bills.open(each.name, offer.hourly if offer else 0, each.created)
-    bills.currency = next((each.currency for each in known.values()), bills.currency)
-    bills.close(bills.running().keys() - {each.name for each in found}, time.time())
-    return bills
+        billing.open(each.name, offer.hourly if offer else 0, each.created)
+    billing.currency = next((each.currency for each in known.values()), billing.currency)
+    billing.close(billing.running().keys() - {each.name for each in found}, time.time())
+    return billing
 
 
 def close_billing(state: Path, labels: Mapping[str, str]) -> str:
-    """Note that the servers with these labels are gone; return the account of the run, if any."""
+    """Note that the servers with these labels are deleted; return the costs of the run, if any."""
     if not (state / "run").exists() or labels.get("run", run_name(state)) != run_name(state):
         return ""
-    bills = Billing.of(state)
-    bills.close(bills.running(), time.time())
-    return bills.told(time.time()) if bills else ""
+    billing = Billing.load(state)
+    billing.close(billing.running(), time.time())
+    return billing.summary(time.time()) if billing else ""
 
 
 def _prepare(
     accounts: Sequence[Account],
-    orders: SwarmConfig,
-    tell: Callable[[str], None],
+    config: SwarmConfig,
+    report: Callable[[str], None],
     stop: threading.Event,
 ) -> tuple[Provisioner, install.Package, SwarmKeys]:
-    wanted = plan_swarm(accounts, orders)
-    goods = install.make_package(orders.state / "wheel", wheelhouse=orders.wheelhouse)
-    run, keys = run_name(orders.state), SwarmKeys(secret_path(orders.state, "keys"))
-    keys.renew()  # before servers are made for it, but not for a plan that is refused
-    made = Provisioner(
+    wanted = plan_swarm(accounts, config)
+    package = install.make_package(config.state / "wheel", wheelhouse=config.wheelhouse)
+    run, keys = run_name(config.state), SwarmKeys(secret_path(config.state, "keys"))
+    keys.renew()  # before servers are created with them, but after the plan is accepted
+    provisioner = Provisioner(
         run,
         wanted,
         lambda name: user_data(keys, name),
-        tell,
-        bills=Billing.of(orders.state),
+        report,
+        billing=Billing.load(config.state),
         stop=stop,
-        image=goods.image,
+        image=package.image,
     )
-    if dog := orders.watchdog:
-        dog.require(made, _public_key(keys))
-        goods = replace(goods, watchdog=lambda node: dog.told(node, made))
-    return made, goods, keys
+    if watchdog := config.watchdog:
+        watchdog.check_token(provisioner, _public_key(keys))
+        package = replace(package, watchdog=lambda node: watchdog.instructions(node, provisioner))
+    return provisioner, package, keys
 
 
 def _public_key(keys: SwarmKeys) -> str:
@@ -281,26 +290,30 @@ def _cluster_address(head: ssh.Login, keys: SwarmKeys) -> ClusterAddress:
     return ClusterAddress(
         address=f"tls://{head.address}:{install.SCHEDULER_PORT}",
         keys=keys,
-        away=f"{HOME}/parcels",
+        parcel_folder=f"{HOME}/parcels",
         files=f"{HOME}/files",
     )
 
 
-def _make_startup(goods: install.Package, step: install.StepListener, doors: Firewall) -> Startup:
+def _make_startup(
+    package: install.Package, step: install.StepListener, firewall: Firewall
+) -> Startup:
     return Startup(
         lambda login, head: install.set_up_node(
-            login, goods, head=head, admit=doors.admit, step=step
+            login, package, head=head, networks_for=firewall.allow_driver, step=step
         )
     )
 
 
-def _await_workers(engine: RemoteEngine, names: Sequence[str], tell: Callable[[str], None]) -> None:
-    """Wait for the workers of nodes; raises RunError if not even one comes."""
-    missing = engine.gather(names, timeout=_JOIN_TIMEOUT)
+def _await_workers(
+    engine: RemoteEngine, names: Sequence[str], report: Callable[[str], None]
+) -> None:
+    """Wait for the workers of nodes; raise RunError if none joins."""
+    missing = engine.await_nodes(names, timeout=_JOIN_TIMEOUT)
     if len(missing) == len(names):
-        raise RunError("no worker joined the swarm; see `cah swarm logs`, or run/swarm/logs.")
+        raise RunError("no worker joined the swarm; see `cah swarm logs` or run/swarm/logs.")
     if missing:
-        tell(f"{', '.join(sorted(missing))}: no worker has joined; going on without.")
+        report(f"{', '.join(sorted(missing))}: no worker has joined; continuing without.")
 
 
 def _login(server: Server, keys: SwarmKeys) -> ssh.Login:
@@ -309,26 +322,28 @@ def _login(server: Server, keys: SwarmKeys) -> ssh.Login:
 
 @contextmanager
 def _cost_limited(
-    made: Provisioner, keys: SwarmKeys, orders: SwarmConfig, tell: Callable[[str], None]
+    provisioner: Provisioner, keys: SwarmKeys, config: SwarmConfig, report: Callable[[str], None]
 ) -> Iterator[None]:
-    """Set the fleet's ``stop`` before the next started hour would cost more than allowed.
+    """Stop the run before the next started hour would cost more than allowed.
 
-    What is still there when that hour begins is deleted: the run may have a shard to judge and to
-    bring away, for which it needs no servers.
+    Servers that still exist when that hour begins are deleted: the run may still have a shard to
+    judge and to upload, for which it needs no servers.
     """
-    ended, ceiling = threading.Event(), orders.limits.max_cost or math.inf
+    ended, ceiling = threading.Event(), config.limits.max_cost or math.inf
 
     def watch() -> None:
         while not ended.wait(_COST_INTERVAL):
-            if made.spent(ahead=_DRAIN_TIMEOUT) > ceiling and not made.stop.is_set():
-                made.stop.set()  # before anything is told, for which there may be no terminal
+            spent = provisioner.spent
+            if spent(ahead=_DRAIN_TIMEOUT) > ceiling and not provisioner.stop.is_set():
+                provisioner.stop.set()  # before the report, for which there may be no terminal
+                currency = provisioner.plan.currency
                 with suppress(OSError, ValueError):
-                    tell(f"the ceiling of {made.plan.currency} {ceiling:.2f} is near; finishing.")
-            if made.spent(ahead=_DELETE_BEFORE) > max(ceiling, made.spent()):
+                    report(f"the cost limit of {currency} {ceiling:.2f} is near; finishing.")
+            if spent(ahead=_DELETE_BEFORE) > max(ceiling, spent()):
                 with suppress(OSError):  # this machine's disk is full
-                    _keep_logs(made, keys, orders)
-                with suppress(RunError):  # they are deleted again at the end, which tells of it
-                    made.down(late=orders.late)
+                    _keep_logs(provisioner, keys, config)
+                with suppress(RunError):  # deleted again at the end, where the error is reported
+                    provisioner.down(late=config.late)
                     return
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -342,30 +357,30 @@ def _cost_limited(
 
 @contextmanager
 def _wound_down(
-    made: Provisioner, engine: RemoteEngine, keys: SwarmKeys, orders: SwarmConfig
+    provisioner: Provisioner, engine: RemoteEngine, keys: SwarmKeys, config: SwarmConfig
 ) -> Iterator[None]:
-    """Bring finished parcels and all logs here at the end, but not at the second Ctrl-C."""
+    """Fetch finished parcels and all logs at the end, but not after a second Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
         raise
     except BaseException:
-        _wind_down(made, engine, keys, orders)
+        _wind_down(provisioner, engine, keys, config)
         raise
-    _wind_down(made, engine, keys, orders)
+    _wind_down(provisioner, engine, keys, config)
 
 
 def _wind_down(
-    made: Provisioner, engine: RemoteEngine, keys: SwarmKeys, orders: SwarmConfig
+    provisioner: Provisioner, engine: RemoteEngine, keys: SwarmKeys, config: SwarmConfig
 ) -> None:
-    if made.listed:  # else they were deleted for what they cost
+    if provisioner.listed:  # else they were deleted for their cost
         engine.drain(timeout=_DRAIN_TIMEOUT)
-        _keep_logs(made, keys, orders)
+        _keep_logs(provisioner, keys, config)
 
 
-def _keep_logs(made: Provisioner, keys: SwarmKeys, orders: SwarmConfig) -> None:
-    """Bring the logs of all servers here, many at a time; none that does not come soon."""
-    folder = orders.state / "logs"
+def _keep_logs(provisioner: Provisioner, keys: SwarmKeys, config: SwarmConfig) -> None:
+    """Copy the logs of all servers here, many at a time, if they answer soon."""
+    folder = config.state / "logs"
     folder.mkdir(parents=True, exist_ok=True)
 
     def keep(login: ssh.Login) -> None:
@@ -375,7 +390,8 @@ def _keep_logs(made: Provisioner, keys: SwarmKeys, orders: SwarmConfig) -> None:
     pool = ThreadPoolExecutor(16)
     try:
         wait(
-            [pool.submit(keep, _login(each, keys)) for each in made.listed.values()], _LOGS_TIMEOUT
+            [pool.submit(keep, _login(each, keys)) for each in provisioner.listed.values()],
+            _LOGS_TIMEOUT,
         )
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

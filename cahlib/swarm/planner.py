@@ -1,4 +1,4 @@
-"""Which servers a swarm should have: the cheapest useful cores, and what they will cost.
+"""Plan the servers of a swarm: the cheapest useful cores, and their cost.
 
 All functions but `plan_servers` are pure; that one asks each account once for its offers. Nothing
 is created here.
@@ -19,20 +19,20 @@ from cahlib.swarm.provider import Account, Offer, usable_accounts
 #: An account's name, and what it offers.
 AccountOffer: TypeAlias = tuple[str, Offer]
 
-#: How much dearer than the best one a core may be in a place that the swarm is spread over.
+#: How many times the best price a core may cost in a location that the swarm is spread over.
 MAX_SPREAD = 1.15
 
-#: GB that a node needs for its system and perhaps the scheduler, and for each of its scrapers. A
-#: scraper with 256 connections was measured at 200 MiB, its nanny at 70, the scheduler at 80.
+#: GB of memory for a node's system and perhaps the scheduler, and for each scraper. Measured: 200
+#: MiB for a scraper with 256 connections, 70 for its nanny, 80 for the scheduler.
 _SYSTEM_MEMORY, _SCRAPER_MEMORY = 0.75, 0.3
 
-#: Scrapers of a node, for which its service has ports.
+#: Most scrapers of a node, whose service has so many ports.
 _MAX_SCRAPERS = 50
 
-#: GB below which no server is a node.
+#: Least GB of memory of a node.
 _MIN_MEMORY = 2
 
-#: Types that a plan shows.
+#: Most types that a plan shows.
 _MAX_SHOWN = 12
 
 #: Most servers of a swarm.
@@ -41,26 +41,26 @@ _MAX_NODES = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
-    """Which servers are wanted, and what they may cost."""
+    """The servers that are wanted, and what they may cost."""
 
     nodes: int = 0  #: how many servers; or
     cores: int = 0  #: how many cores, on as many servers as is cheapest
-    location: str = ""  #: "" = spread over those that cost nearly the same
+    location: str = ""  #: "" = spread over those with nearly the same price
     server_type: str = ""  #: "" = the cheapest cores that fit
-    max_cost: float = 0  #: in the accounts' currency; 0 = no ceiling
+    max_cost: float = 0  #: in the accounts' currency; 0 = no limit
     hours: float = 0  #: 0 = until the work is done
     spent: float = 0  #: by the run so far
-    watchdog: float = 0  #: minutes after which the head deletes them if nobody drives; 0 = never
-    arm: bool = False  #: whether what nodes need can be installed on arm64
+    watchdog: float = 0  #: minutes without a driver after which the head deletes them; 0 = never
+    arm: bool = False  #: whether the nodes' requirements can be installed on arm64
 
     @property
     def whole_hours(self) -> int:
-        """Return the hours to be paid at least: a started one counts whole."""
+        """Return the hours that are billed at least: a started one is billed in full."""
         return max(1, math.ceil(self.hours))
 
 
 def scraper_count(cores: int, memory: float) -> int:
-    """Return how many scrapers a server can run: one a core, as far as its memory (GB) goes."""
+    """Return how many scrapers a server can run: one per core, as its memory (GB) allows."""
     return max(min(cores, int((memory - _SYSTEM_MEMORY) / _SCRAPER_MEMORY), _MAX_SCRAPERS), 0)
 
 
@@ -70,12 +70,12 @@ def useful_cores(offer: Offer) -> int:
 
 
 def core_price(offer: Offer) -> float:
-    """Return the price of one useful core for an hour, with its share of IPv4 and tax."""
+    """Return the hourly price of one useful core, with its share of IPv4 and tax."""
     return offer.hourly / useful_cores(offer) if useful_cores(offer) else math.inf
 
 
 def offer_rank(offer: Offer) -> tuple[float, float, str]:
-    """Sort offers: the cheapest core first, then the cheapest server."""
+    """Return the sort key of an offer: the cheapest core first, then the cheapest server."""
     return core_price(offer), offer.hourly, offer.type
 
 
@@ -87,11 +87,11 @@ def choose_offers(
     spread: float = MAX_SPREAD,
     hourly: float = math.inf,
 ) -> list[AccountOffer]:
-    """Return what to order, in this order, so that with what we ``have`` all that is wanted exists.
+    """Return what to order, in this order, in addition to the servers that we ``have``.
 
-    Of several accounts that offer the same, the one that is listed first is taken. Servers of one
-    size take turns over the places where it costs at most ``spread`` times as much as in the best.
-    If all servers together can cost at most ``hourly``, they do; what costs more alone is left out.
+    If several accounts offer the same, the first is used. Servers of one size alternate over the
+    locations where it costs at most ``spread`` times the best price. All servers together cost at
+    most ``hourly`` if that is possible; offers that cost more alone are left out.
     """
     options = [each for each in options if each[1].hourly <= hourly]
     if not options:
@@ -117,7 +117,7 @@ def choose_offers(
 def _near_cheapest(
     options: Iterable[AccountOffer], size: int, spread: float
 ) -> dict[str, AccountOffer]:
-    """Return the cheapest option of a size in each place, if it costs nearly the least."""
+    """Return the cheapest offer of a size in each location with nearly the lowest price."""
     sized = sorted(
         (each for each in options if useful_cores(each[1]) == size), key=lambda e: offer_rank(e[1])
     )
@@ -129,13 +129,13 @@ def _near_cheapest(
 
 
 def _sizes(options: Iterable[AccountOffer], cores: int) -> Iterator[int]:
-    """Yield the sizes of servers that hold so many cores together for the least money."""
+    """Yield the sizes of servers that together have so many cores at the lowest price."""
     cheapest = dict[int, float]()
     for _, offer in options:
         cheapest[useful_cores(offer)] = min(
             offer.hourly, cheapest.get(useful_cores(offer), math.inf)
         )
-    best = [(0.0, 0, 0)]  #: of each number of cores: price, servers, and the last one's size
+    best = [(0.0, 0, 0)]  #: for each number of cores: price, servers, and the size of the last
     for wanted in range(1, cores + 1):
         best.append(
             min(
@@ -150,31 +150,31 @@ def _sizes(options: Iterable[AccountOffer], cores: int) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerPlan:
-    """What will be made, where the clouds have stock."""
+    """The servers to create, as far as the clouds have them in stock."""
 
     limits: ServerLimits
-    accounts: Sequence[Account]  #: those that can be used
-    left_out: tuple[str, ...]  #: a sentence on each account that cannot
-    offers: Mapping[str, Sequence[Offer]]  #: by account's name: what the run may order
-    refused: Mapping[Offer, str]  #: what it may not, and why
+    accounts: Sequence[Account]  #: with valid tokens
+    left_out: tuple[str, ...]  #: a sentence about each account without
+    offers: Mapping[str, Sequence[Offer]]  #: what the run may order, by account name
+    rejected: Mapping[Offer, str]  #: what it may not order, and why
     currency: str
-    hours: int  #: for which the ceiling is enough
+    hours: int  #: that max_cost allows
     spread: float  #: see `choose_offers`
-    first: Sequence[Offer]  #: what each server is hoped to be
+    first: Sequence[Offer]  #: the first choice for each server
 
     def options(self) -> list[AccountOffer]:
-        """Return what may be ordered, an account after the other."""
+        """Return what may be ordered, account by account."""
         return [(each.name, offer) for each in self.accounts for offer in self.offers[each.name]]
 
-    def missing(
+    def offers_to_order(
         self, options: Sequence[AccountOffer], have: Sequence[Offer], left: float
     ) -> list[AccountOffer]:
-        """Return what to order of these options beside what we have, for what is left to spend."""
+        """Return what to order of these offers beside what we have, for the money left."""
         hourly = left / self.hours + 1e-9
         return choose_offers(options, self.limits, have, spread=self.spread, hourly=hourly)
 
     def hourly(self) -> float:
-        """Return the price of an hour of all servers, with IPv4 and tax."""
+        """Return the hourly price of all servers, with IPv4 and tax."""
         return sum(offer.hourly for offer in self.first)
 
     def cores(self) -> int:
@@ -182,7 +182,7 @@ class ServerPlan:
         return sum(map(useful_cores, self.first))
 
     def table(self) -> str:
-        """Return the plan for people: what is made, and which types are not, and why."""
+        """Return the plan as text: what is created, which types are not, and why."""
         first = Counter(self.first)
         money = f"{self.currency}/h"
         lines = [
@@ -193,47 +193,47 @@ class ServerPlan:
         lines += [_row("-", offer, why) for offer, why in self._others(first)]
         lines.append(
             f"{self.currency} {self.hourly():.4f} an hour for {plural(self.cores(), 'core')}, with "
-            "IPv4 and tax (a started hour counts whole)."
+            "IPv4 and tax (a started hour is billed in full)."
         )
         return "\n".join([*lines, *self.left_out])
 
     def _others(self, first: Mapping[Offer, int]) -> Iterator[tuple[Offer, str]]:
-        """Yield the best offer of each type that is not taken, and why it is not."""
+        """Yield the best offer of each type that is not used, and why."""
         dearest, limits = max(map(core_price, first)), self.limits
-        left, why = limits.max_cost - limits.spent, dict(self.refused)
+        left, why = limits.max_cost - limits.spent, dict(self.rejected)
         for _, offer in self.options():
             times = core_price(offer) / dearest
             if limits.max_cost and limits.nodes * offer.hourly * self.hours > left:
                 why[offer] = "more than max_cost leaves"
                 continue
-            why[offer] = f"{times:.1f} times as dear a core" if times > 1.05 else "no cheaper"
+            why[offer] = f"{times:.1f} times the price per core" if times > 1.05 else "no cheaper"
         shown = {offer.type for offer in first}
         for offer in sorted(why, key=offer_rank):
             if offer.type not in shown and len(shown) < _MAX_SHOWN:
                 shown.add(offer.type)
                 yield offer, why[offer]
 
-    def promise(self) -> str:
-        """Return what holds while a run works with its servers."""
+    def terms(self) -> str:
+        """Return the cost limit and the end of a run with these servers."""
         limits = self.limits
-        ceiling = f"At most {self.currency} {limits.max_cost:.2f}"
+        limit = f"At most {self.currency} {limits.max_cost:.2f}"
         end = f"after {plural(limits.hours, 'hour')}" if limits.hours else "when the work is done"
-        return f"{ceiling if limits.max_cost else 'No ceiling'}; ends {end}."
+        return f"{limit if limits.max_cost else 'No cost limit'}; ends {end}."
 
-    def crash(self) -> str:
-        """Return what a crash of this machine would cost."""
+    def crash_note(self) -> str:
+        """Return what would happen to the servers if this machine crashed."""
         price = f"{self.currency} {self.hourly():.4f} an hour"
-        end = "until somebody goes on with the run or types `cah swarm down`."
+        end = "until somebody continues the run or types `cah swarm down`."
         if minutes := self.limits.watchdog:
             return (
                 f"If this machine dies, the head deletes the servers {minutes:g} minutes later; "
-                f"before the head is up, they go on costing {price} {end}"
+                f"before the head is up, they keep costing {price} {end}"
             )
-        return f"If this machine dies, the servers go on costing {price} {end}"
+        return f"If this machine dies, the servers keep costing {price} {end}"
 
-    def known(self) -> dict[tuple[str, str], Offer]:
-        """Return every offer by type and location, also those that are sold out."""
-        every = (*self.refused, *(offer for each in self.offers.values() for offer in each))
+    def all_offers(self) -> dict[tuple[str, str], Offer]:
+        """Return every offer by type and location, including sold-out ones."""
+        every = (*self.rejected, *(offer for each in self.offers.values() for offer in each))
         return {(offer.type, offer.location): offer for offer in every}
 
 
@@ -246,14 +246,16 @@ def _row(count: str, offer: Offer, why: str = "") -> str:
 
 
 def plan_servers(accounts: Sequence[Account], limits: ServerLimits) -> ServerPlan:
-    """Return what can be made now.
+    """Return the plan for what can be created now.
 
-    Raises ConfigError for what cannot be, RunError if nothing that fits is to be had now.
+    Raise ConfigError for impossible limits, RunError if no suitable server is available now.
     """
     if limits.nodes and limits.cores:
         raise ConfigError("cores: give either a number of servers or of cores, not both.")
     if not limits.cores and not 1 <= limits.nodes <= _MAX_NODES:
-        raise ConfigError(f"swarm: {limits.nodes} nodes is not possible; give 1 to {_MAX_NODES}.")
+        raise ConfigError(
+            f"swarm: {limits.nodes} is not a valid number of nodes; give 1 to {_MAX_NODES}."
+        )
     working, left_out = usable_accounts(accounts)
     every = {account.name: tuple(account.offers()) for account in working}
     _check_choices([offer for offers in every.values() for offer in offers], limits)
@@ -264,7 +266,7 @@ def plan_servers(accounts: Sequence[Account], limits: ServerLimits) -> ServerPla
         chosen = [each for each in ("location", "server_type") if getattr(limits, each)]
         open_them = f"leave {' and '.join(chosen)} open, or " if chosen else ""
         raise RunError(
-            f"no server that fits is available now ({_reasons(why, limits)}); {open_them}"
+            f"no suitable server is available now ({_reasons(why, limits)}); {open_them}"
             "try again later."
         )
     hours, spread, first = _affordable(offers, limits, currency)
@@ -273,7 +275,7 @@ def plan_servers(accounts: Sequence[Account], limits: ServerLimits) -> ServerPla
         accounts=working,
         left_out=tuple(left_out),
         offers=offers,
-        refused={offer: said for offer, said in why.items() if said},
+        rejected={offer: said for offer, said in why.items() if said},
         currency=currency,
         hours=hours,
         spread=spread,
@@ -282,16 +284,16 @@ def plan_servers(accounts: Sequence[Account], limits: ServerLimits) -> ServerPla
 
 
 def _rejection(offer: Offer, limits: ServerLimits) -> str:
-    """Return why an offer is not taken into account; "" if it is."""
+    """Return why an offer is not considered; "" if it is."""
     if limits.location not in ("", offer.location):
         return f"not at {limits.location}"
     if limits.server_type not in ("", offer.type):
         return f"not of type {limits.server_type}"
-    return _unfit_reason(offer, limits) or offer.lacks
+    return _unfit_reason(offer, limits) or offer.unavailable
 
 
 def _reasons(why: Mapping[Offer, str], limits: ServerLimits) -> str:
-    """Return which types that were asked for are not taken, by the reason."""
+    """Return the requested types that are not used, by reason."""
     types = defaultdict[str, set[str]](set)
     for each, said in why.items():
         if limits.location in ("", each.location) and limits.server_type in ("", each.type):
@@ -300,7 +302,7 @@ def _reasons(why: Mapping[Offer, str], limits: ServerLimits) -> str:
 
 
 def _unfit_reason(offer: Offer, limits: ServerLimits) -> str:
-    """Return why no node can be made of such a server; "" if one can."""
+    """Return why such a server cannot be a node; "" if it can."""
     if offer.architecture == "arm" and not limits.arm:
         return "arm64: the language detector (pycld2) has no wheel"
     if offer.memory < _MIN_MEMORY or useful_cores(offer) < 1:
@@ -311,10 +313,10 @@ def _unfit_reason(offer: Offer, limits: ServerLimits) -> str:
 def _affordable(
     offers: Mapping[str, Sequence[Offer]], limits: ServerLimits, currency: str
 ) -> tuple[int, float, list[Offer]]:
-    """Return for how many hours the ceiling is enough, how far to spread, and what to order.
+    """Return how many hours max_cost allows, how far to spread, and what to order.
 
-    The hours are all that are wanted if that can be, else one. Raises ConfigError if even that
-    cannot be.
+    The hours are all that are wanted if possible, else one. Raise ConfigError if it does not allow
+    even one.
     """
     options = [(name, each) for name, those in offers.items() for each in those]
     left = (limits.max_cost - limits.spent if limits.max_cost else math.inf) + 1e-9
@@ -328,10 +330,10 @@ def _affordable(
         what, cheapest = "core", [offer for _, offer in choose_offers(options, limits, spread=1)]
     else:
         what, cheapest = "node", limits.nodes * [min((o for _, o in options), key=_hourly_price)]
-    gone = f", of which {limits.spent:.2f} are spent" if limits.spent else ""
+    gone = f", of which {limits.spent:.2f} is spent" if limits.spent else ""
     raise ConfigError(
         f"max_cost: one hour of {plural(limits.cores or limits.nodes, what)} costs {currency} "
-        f"{sum(map(_hourly_price, cheapest)):.4f}, more than the ceiling of {currency} "
+        f"{sum(map(_hourly_price, cheapest)):.4f}, more than the limit of {currency} "
         f"{limits.max_cost:g}{gone}; raise it, or ask for fewer."
     )
 
@@ -341,14 +343,14 @@ def _hourly_price(offer: Offer) -> float:
 
 
 def _check_choices(offers: Sequence[Offer], limits: ServerLimits) -> None:
-    fit = [each for each in offers if not (each.lacks or _unfit_reason(each, limits))]
+    fit = [each for each in offers if not (each.unavailable or _unfit_reason(each, limits))]
     for name, value, known in (
         ("location", limits.location, {each.location for each in fit}),
         ("server_type", limits.server_type, {each.type for each in fit}),
     ):
         if value and known and value not in known:
             unfit = {_unfit_reason(o, limits) for o in offers if o.type == value} - {""}
-            why = f"does not serve ({unfit.pop()})" if unfit else "is not offered now"
+            why = f"is not suitable ({unfit.pop()})" if unfit else "is not offered now"
             raise ConfigError(f"{name}: {value!r} {why}; choose from {', '.join(sorted(known))}.")
 
 
@@ -357,6 +359,6 @@ def _common_currency(offers: Iterable[Iterable[Offer]]) -> str:
     if len(found) > 1:
         raise ConfigError(
             f"HCLOUD_TOKEN: its accounts pay in {' and '.join(found)}, which cannot be compared; "
-            "give tokens of accounts with one currency."
+            "give tokens of accounts with the same currency."
         )
     return found[0] if found else "EUR"

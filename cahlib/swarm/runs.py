@@ -1,4 +1,4 @@
-"""The runs that have servers at the clouds, whoever made them, and those that nobody works with."""
+"""Runs that have servers at the clouds, and orphaned runs, which nobody works with."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class SwarmRun:
 
     run: str
     servers: int
-    age: float  #: seconds since the first of them was made
-    worked: float  #: when somebody last worked with them, or made one: seconds since 1970
-    hourly: float  #: price of them all, with IPv4 and tax
+    age: float  #: seconds since the first of them was created
+    worked: float  #: when they were last used or one was created: seconds since 1970
+    hourly: float  #: price of all, with IPv4 and tax
     currency: str
     in_use: bool  #: whether somebody works with them
 
@@ -62,9 +62,10 @@ def orphaned_runs(
     died: Mapping[str, float] = {},
     now: float | None = None,
 ) -> list[SwarmRun]:
-    """Return the runs that are over and have servers, those in ``but`` excepted.
+    """Return the runs that have servers but no driver, except those in ``but``.
 
-    ``died`` says of runs when their driver was last alive; else a silence of some minutes tells it.
+    ``died`` has the times at which drivers of runs were last alive; of other runs, a heartbeat that
+    is some minutes old shows it.
     """
     now = now or time.time()
     return [
@@ -78,7 +79,7 @@ def orphaned_runs(
 def orphan_warnings(
     accounts: Sequence[Account], *, but: Collection[str] = (), now: float | None = None
 ) -> list[str]:
-    """Return a sentence on the servers of each run that is over; see `orphaned_runs`."""
+    """Return a sentence about the servers of each orphaned run."""
     return [
         f"{each}, until you type `cah swarm down --run {each.run}`."
         for each in orphaned_runs(accounts, but=but, now=now)

@@ -1,4 +1,4 @@
-"""The image that nodes are made of: one whose Python runs the versions that are pinned.
+"""The image that nodes are created from: one whose Python runs the pinned versions.
 
 It knows the Python of each image, and no cloud.
 """
@@ -26,10 +26,10 @@ def choose_image(
     *,
     here: tuple[int, int] = sys.version_info[:2],
 ) -> str:
-    """Return the image for pinned packages, by what each says of its Python (`>=3.10`).
+    """Return the image for pinned packages, by the Python that each requires (`>=3.10`).
 
     The pinned versions were chosen for the Python ``here``, so the nearest one comes first. Wheels
-    of one's own must be for the Python of the image. Raises ConfigError if no image will do.
+    of a wheelhouse must be for the Python of the image. Raise ConfigError if no image is suitable.
     """
     specified, wheels = [SpecifierSet(each) for each in needs], list(wheels)
     tags = {f"3.{match[1]}" for each in wheels if (match := _TAG.search(each.name))}
@@ -40,10 +40,10 @@ def choose_image(
     ]
     if not fit:
         raise ConfigError(
-            f"wheelhouse: its wheels are for Python {', '.join(sorted(tags))}, and nodes have "
-            f"Python {' or '.join(IMAGES)} alone; fill it for one of these."
+            f"wheelhouse: its wheels are for Python {', '.join(sorted(tags))}, but nodes "
+            f"have Python {' or '.join(IMAGES)}; fill it for one of these."
             if tags
-            else "the packages installed here run on no Python that nodes can have "
-            f"({', '.join(IMAGES)}); install cahlib anew with one of these."
+            else "the packages installed here do not run on any Python that nodes can have "
+            f"({', '.join(IMAGES)}); reinstall cahlib with one of these."
         )
     return IMAGES[fit[0]]

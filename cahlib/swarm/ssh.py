@@ -1,7 +1,7 @@
-"""SSH to one node: commands, files and the ends of logs, each within a deadline.
+"""SSH to one node: commands, file transfers and log tails, each within a deadline.
 
-The host key is known before the first connection, and nothing else is accepted. It does not know
-what is run.
+The host key is known before the first connection, and no other is accepted. It does not know what
+is run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import paramiko
 
 from cahlib.core.errors import RunError
-from cahlib.engine.certificates import SwarmKeys
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import USER
 
 #: Paramiko's own threads may raise any of these when a link breaks.
@@ -27,16 +27,16 @@ _RETRY_INTERVAL = 0.5
 
 
 class Unreachable(RunError):
-    """A node does not answer, or not as the node that we made."""
+    """A node does not answer, or its host key is not the one created for it."""
 
 
 class CommandFailed(RunError):
-    """A command on a node did not succeed."""
+    """A command on a node failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """What is needed to reach a node."""
+    """How to log in to a node."""
 
     name: str
     address: str
@@ -44,7 +44,7 @@ class Login:
     port: int = 22
 
     def command(self, known_hosts: Path) -> list[str]:
-        """The command line of OpenSSH that logs in; ``known_hosts`` is written for it."""
+        """Return the OpenSSH command line that logs in, after writing ``known_hosts`` for it."""
         pinned = self.keys.host(self.name).public.read_text().split()[:2]
         place = self.address if self.port == 22 else f"[{self.address}]:{self.port}"
         known_hosts.write_text(f"{place} {' '.join(pinned)}\n")
@@ -67,11 +67,11 @@ class SshSession:
         self._client, self._name = client, name
 
     def run(self, command: str | Sequence[str], *, timeout: float = 60, stdin: bytes = b"") -> str:
-        """What a command wrote; raises Failed, with the end of it, if it does not exit with 0."""
+        """Return a command's output; raise CommandFailed, with its end, for an exit code but 0."""
         line = command if isinstance(command, str) else shlex.join(command)
         try:
             given, out, _ = self._client.exec_command(line, timeout=timeout)
-            # both streams in one, and read before the exit status: a full pipe never exits
+            # both streams in one, and read before the exit status: with a full pipe it never exits
             channel = out.channel
             channel.set_combine_stderr(True)
             given.write(stdin)
@@ -89,7 +89,7 @@ class SshSession:
         return text
 
     def put(self, files: Sequence[tuple[Path | bytes, str]], *, timeout: float = 600) -> None:
-        """Copy files, or bytes, to paths on the node; the folders must be there."""
+        """Copy files, or bytes, to paths on the node; the folders must exist."""
         with self._files(timeout) as sftp:
             for source, target in files:
                 part = f"{target}.part"
@@ -107,7 +107,7 @@ class SshSession:
         part.replace(target)
 
     def tail(self, path: str, *, lines: int = 20, timeout: float = 20) -> str:
-        """The last lines of a log; "" if there is none."""
+        """Return the last lines of a log; "" if it does not exist."""
         return self.run(f"tail -n {lines} -- {shlex.quote(path)} 2>/dev/null || true",
                         timeout=timeout)  # fmt: skip
 
@@ -125,14 +125,14 @@ class SshSession:
 
 @contextmanager
 def ssh_session(login: Login, *, timeout: float = 20) -> Iterator[SshSession]:
-    """Connect to a node, once; raises Unreachable."""
+    """Connect to a node, in one attempt; raise Unreachable."""
     client = paramiko.SSHClient()
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
     kind, key = login.keys.host(login.name).public.read_text().split()[:2]
     place = login.address if login.port == 22 else f"[{login.address}]:{login.port}"
     entry = paramiko.hostkeys.HostKeyEntry.from_line(f"{place} {kind} {key}")
     if entry is None or entry.key is None:
-        raise Unreachable(f"{login.name}: its host key in the run's folder cannot be read.")
+        raise Unreachable(f"{login.name}: its host key in the run's folder is not readable.")
     client.get_host_keys().add(place, kind, entry.key)
     try:
         client.connect(
@@ -152,7 +152,7 @@ def ssh_session(login: Login, *, timeout: float = 20) -> Iterator[SshSession]:
     except paramiko.BadHostKeyException as error:
         client.close()
         raise Unreachable(
-            f"{login.name}: {login.address} shows another host key than the one made for it; "
+            f"{login.name}: {login.address} has another host key than the one created for it; "
             "do not trust that machine."
         ) from error
     except _SSH_ERRORS as error:
@@ -165,7 +165,7 @@ def ssh_session(login: Login, *, timeout: float = 20) -> Iterator[SshSession]:
 
 
 def await_ssh(login: Login, *, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
-    """Wait until a node answers to SSH; raises Unreachable with the last trouble."""
+    """Wait until a node answers SSH; raise Unreachable with the last error."""
     deadline = clock() + timeout
     while True:
         try:
@@ -178,7 +178,7 @@ def await_ssh(login: Login, *, timeout: float, clock: Callable[[], float] = time
 
 
 def _read_output(channel: paramiko.Channel, deadline: float) -> str | None:
-    """All that a command writes, or None if it is not done in time."""
+    """Return all output of a command, or None if it does not end in time."""
     parts = list[bytes]()
     while True:
         channel.settimeout(max(deadline - time.monotonic(), 0.01))

@@ -1,6 +1,6 @@
-"""Servers on their way to be nodes: many at a time, until there is a head that the others join.
+"""Set up servers as nodes: many at a time, until there is a head that the others join.
 
-It does not know how one is set up.
+It does not know how a server is set up.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from cahlib.swarm.ssh import Login
 #: Servers that are set up at the same time.
 _THREADS = 16
 
-#: How often servers that do not become nodes are replaced before there is a swarm.
+#: Rounds in which servers that do not become nodes are replaced at the start.
 _MAX_ROUNDS = 3
 
-#: Seconds between two looks at a stop, and those that a head may be later than another node.
+#: Seconds between two checks for a stop, and by which the head may be later than another node.
 _POLL_INTERVAL, _HEAD_DELAY = 0.2, 30.0
 
 
@@ -41,7 +41,7 @@ class Startup:
         self._changed = threading.Condition()
 
     def start(self, logins: Iterable[Login], head: Login) -> None:
-        """Begin with those that are new; if the head is another one, all are set up for it."""
+        """Start with the new servers; if the head has changed, set up all of them for it."""
         with self._changed:
             fresh = {each.name: each for each in logins if each.name not in self._logins}
             self._logins |= fresh
@@ -55,32 +55,32 @@ class Startup:
             more = min(len(fresh), _THREADS - self._threads)
             self._threads += more
         for _ in range(more):
-            # a pool's threads would be waited for when the interpreter ends
+            # the interpreter would wait for a pool's threads at its exit
             threading.Thread(target=self._work, daemon=True).start()
 
     def forget(self, name: str) -> None:
-        """A server is gone."""
+        """Forget a deleted server."""
         with self._changed:
             self._logins.pop(name, None)
             self._errors.pop(name, None)
 
     def pending(self) -> set[str]:
-        """Return the names of those that are on their way."""
+        """Return the names of the servers being set up."""
         with self._changed:
             return self._pending & self._logins.keys()
 
     def up(self) -> list[str]:
-        """Return the names of those that are nodes."""
+        """Return the names of the servers that are nodes."""
         with self._changed:
             return [n for n in self._logins if n not in self._pending and n not in self._errors]
 
     def errors(self) -> dict[str, Exception]:
-        """Return why some did not become nodes, by name."""
+        """Return why servers did not become nodes, by name."""
         with self._changed:
             return dict(self._errors)
 
     def wait(self, names: Collection[str] | None = None, timeout: float | None = None) -> bool:
-        """Wait for these, or for all; return whether none of them is pending any more."""
+        """Wait for these servers, or for all; return whether none of them is pending."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: not self._pending & (self._logins.keys() if names is None else {*names}),
@@ -103,11 +103,11 @@ class Startup:
             error: Exception | None = None
             try:
                 self._set_up(login, head or login)
-            except Exception as caught:  # noqa: BLE001 - whoever waits for it looks at it
+            except Exception as caught:  # noqa: BLE001 - guards one server's setup; `errors` returns it
                 error = caught
             with self._changed:
                 if error is None and head != self._head:
-                    continue  # it has joined a head that is not the head any more
+                    continue  # it has joined a former head
                 if error and login.name in self._logins:
                     self._errors[login.name] = error
                 self._pending.discard(login.name)
@@ -116,60 +116,61 @@ class Startup:
 
 
 def start_head(
-    made: Provisioner,
+    provisioner: Provisioner,
     startup: Startup,
-    reached: Callable[[Server], Login],
+    login_of: Callable[[Server], Login],
     *,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     late: float = _HEAD_DELAY,
 ) -> Login:
-    """Make servers and nodes of them until there is a head; the others may still be coming.
+    """Create servers and set them up until there is a head; others may still be pending.
 
-    If the head is much later than another node, that one leads. Raises RunError if none comes up.
+    If the head is much later than another node, that becomes the head. Raise RunError if no server
+    comes up.
     """
     for _ in range(_MAX_ROUNDS):
-        made.fill()
+        provisioner.fill()
         while True:
-            servers = made.servers()
+            servers = provisioner.servers()
             head = next((s for s in servers if s.labels.get("role") == "head"), None)
             if head is None or (head.name not in startup.up() and startup.up()):
                 head = _other_head(servers, startup)
-                made.lead(head)
-            startup.start(map(reached, servers), reached(head))
-            if _is_head_up(made, startup, head.name, late):
-                return reached(head)
+                provisioner.set_head(head)
+            startup.start(map(login_of, servers), login_of(head))
+            if _is_head_up(provisioner, startup, head.name, late):
+                return login_of(head)
             if not startup.up():
                 break
-        _remove_failed(made, startup, servers, tell)
+        _remove_failed(provisioner, startup, servers, report)
     raise RunError("no head came up; see the reasons above.")
 
 
 def start_others(
-    made: Provisioner,
+    provisioner: Provisioner,
     startup: Startup,
-    reached: Callable[[Server], Login],
+    login_of: Callable[[Server], Login],
     head: Login,
     *,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
-    """Wait until all servers are nodes; those that do not come up are replaced, or given up."""
+    """Wait until all servers are nodes; those that do not come up are replaced, or dropped."""
     for left in reversed(range(_MAX_ROUNDS)):
         while not startup.wait(timeout=_POLL_INTERVAL):
-            _check_wanted(made)
+            _check_wanted(provisioner)
         failed = startup.errors()
         if not failed:
             return
-        _remove_failed(made, startup, made.servers(), tell)
+        _remove_failed(provisioner, startup, provisioner.servers(), report)
         if left:
-            made.fill()
-            startup.start(map(reached, made.servers()), head)
+            provisioner.fill()
+            startup.start(map(login_of, provisioner.servers()), head)
 
 
-def _is_head_up(made: Provisioner, startup: Startup, head: str, late: float) -> bool:
-    """Wait for the head; return whether it is up, False if it will not be, or is late."""
-    first: float | None = None  #: when another one was up
+def _is_head_up(provisioner: Provisioner, startup: Startup, head: str, late: float) -> bool:
+    """Wait for the head; return whether it is up, or False if it failed or is late."""
+    first: float | None = None  #: when another node was up
     while not startup.wait([head], timeout=_POLL_INTERVAL):
-        _check_wanted(made)
+        _check_wanted(provisioner)
         if startup.up():
             first = first or time.monotonic()
             if time.monotonic() > first + late:
@@ -177,20 +178,23 @@ def _is_head_up(made: Provisioner, startup: Startup, head: str, late: float) -> 
     if head in startup.up():
         return True
     while not startup.up() and not startup.wait(timeout=_POLL_INTERVAL):
-        _check_wanted(made)
+        _check_wanted(provisioner)
     return False
 
 
 def _other_head(servers: Sequence[Server], startup: Startup) -> Server:
-    """Return a server that may lead: one that is up, if there is any."""
+    """Return a server that can be the head: one that is up, if there is any."""
     up = startup.up()
     return next((each for each in servers if each.name in up), servers[0])
 
 
 def _remove_failed(
-    made: Provisioner, startup: Startup, servers: Sequence[Server], tell: Callable[[str], None]
+    provisioner: Provisioner,
+    startup: Startup,
+    servers: Sequence[Server],
+    report: Callable[[str], None],
 ) -> None:
-    """Remove what did not come up. Raises RunError if that would be in vain, or for a bug."""
+    """Delete servers that did not come up; raise RunError if that is futile, or for a bug."""
     errors = startup.errors()
     for error in errors.values():
         if not isinstance(error, NotReady):
@@ -199,18 +203,18 @@ def _remove_failed(
         raise RunError(f"no server became a node, all for the same reason: {same}")
     for each in servers:
         if each.name in errors:
-            tell(str(errors[each.name]))
-            made.remove(each)
+            report(str(errors[each.name]))
+            provisioner.remove(each)
             startup.forget(each.name)
 
 
 def common_failure(servers: Sequence[Server], errors: dict[str, Exception]) -> str:
-    """Return the error that every server ended with, if a command said so; "" if they differ.
+    """Return the error that a command raised on every server; "" if they differ.
 
-    That one does not answer may be its own misfortune; what a command says, it says again.
+    A server may fail to answer by chance; a command that fails everywhere would fail again.
     """
     said = [errors.get(each.name) for each in servers]
-    if not said or not all(isinstance(each, NotReady) and each.by_command for each in said):
+    if not said or not all(isinstance(each, NotReady) and each.is_command_failure for each in said):
         return ""
     kinds = {
         _comparable(str(each), server.name, server.address)
@@ -220,18 +224,18 @@ def common_failure(servers: Sequence[Server], errors: dict[str, Exception]) -> s
 
 
 def _comparable(text: str, *names: str) -> str:
-    """Return the last line of an error without what differs from server to server."""
+    """Return the last line of an error without what differs between servers."""
     for each in filter(None, names):
         text = text.replace(each, "")
     *_, last = text.partition("\n--- the end of")[0].strip().splitlines()
     return re.sub(r"[0-9a-f]{8,}|\d+", "", last)
 
 
-def _check_wanted(made: Provisioner) -> None:
-    """Raise Stopped if the servers are not wanted any more, or were deleted by somebody else."""
-    if made.stop.is_set():
+def _check_wanted(provisioner: Provisioner) -> None:
+    """Raise Stopped if the servers are no longer wanted, or somebody else deleted them."""
+    if provisioner.stop.is_set():
         raise Stopped(
             "stopped while servers were being set up; run the same command again to continue."
         )
-    if not made.listed and made.taken_down():
+    if not provisioner.listed and provisioner.is_taken_down():
         raise Stopped(TAKEN_DOWN)

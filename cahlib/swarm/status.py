@@ -1,7 +1,7 @@
-"""What each node of a swarm is and does, as plain records: for terminals, notebooks and whoever.
+"""The status of a swarm's nodes, as plain records for terminals, notebooks and others.
 
-It looks from a thread of its own, with patience for what does not answer. All that it changes is
-the mark at the cloud that somebody works with the servers.
+A thread of its own collects it, and tolerates what does not answer. The only thing it changes is
+the heartbeat at the cloud.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from cahlib.core.errors import RunError
 from cahlib.core.progress import NodeStatus, RateMeter, SwarmStatus, Transient
 from cahlib.core.records import Stage, Stats
 from cahlib.engine import cluster, remote, wire
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.transfer import PIECE_KEY
 from cahlib.swarm import install, ssh
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.provider import Server
 from cahlib.swarm.provisioning import Provisioner
 
-#: Seconds between two looks, two questions to the cloud (more where its answer has many pages: it
-#: answers 3,600 times an hour), and two marks that somebody is there.
+#: Seconds between two refreshes, two requests to the cloud (more if its answer has many pages: it
+#: allows 3,600 requests an hour), and two heartbeats.
 _REFRESH_INTERVAL, _LIST_INTERVAL, _HEARTBEAT_INTERVAL = 2.0, 10.0, 100.0
 
-#: Seconds without a sign of life after which a node counts as silent.
+#: Seconds without a heartbeat after which a node counts as silent.
 _SILENT_AFTER = 20.0
 
-#: Seconds over which the speed of a job is told.
+#: Seconds over which the rate of a job is measured.
 _RATE_WINDOW = 15.0
 
-#: Seconds in which a node must give the end of its log.
+#: Seconds in which a node must return the end of its log.
 _LOG_TIMEOUT = 5.0
 
-#: Workers by what they are, and the links a second of each job by its key.
+#: The workers, and the links per second of each job by its key.
 ClusterWork: TypeAlias = tuple[Sequence[cluster.WorkerState], Mapping[str, float]]
 
 
 def describe_server(
     server: Server, work: ClusterWork, *, cost: float, step: str = "made", line: str = ""
 ) -> NodeStatus:
-    """One server's record; ``step`` is how far its bring-up is."""
+    """Return the status of one server; ``step`` is the current step of its setup."""
     workers, rates = work
     own = [each for each in workers if cluster.is_worker_of(each.name, server.name)]
     jobs = [key for each in own for key in each.jobs]
-    seen = min((each.seen for each in own), default=None)
+    seen = min((each.silence for each in own), default=None)
     return NodeStatus(
         name=server.name,
         location=server.location,
@@ -76,7 +76,7 @@ def _state(cloud: str, step: str, seen: float | None, works: bool) -> str:
 
 
 def observe_cluster(reach: cluster.ClusterAddress) -> ClusterWork:
-    """What a cluster's workers do, whoever gave it to them; nothing if it does not answer."""
+    """Return what a cluster's workers do, for any driver; nothing if it does not answer."""
     with (
         suppress(RunError, *remote.CONNECTION_ERRORS),
         closing(cluster.connect(reach, 5)) as client,
@@ -85,7 +85,7 @@ def observe_cluster(reach: cluster.ClusterAddress) -> ClusterWork:
         assigned = client.processing()
         nodes = [
             cluster.worker_state(
-                each, [k for k in assigned.get(address, ()) if PIECE_KEY not in k], still={}
+                each, [k for k in assigned.get(address, ()) if PIECE_KEY not in k], stalled={}
             )
             for address, each in workers.items()
         ]
@@ -101,7 +101,7 @@ def _decoded_reports(events: Iterable[tuple[float, object]]) -> Iterator[tuple[f
 
 
 def job_rates(events: Iterable[tuple[float, Any]], now: float) -> dict[str, float]:
-    """Links a second of each job, from what the scheduler heard of them until now."""
+    """Return the links per second of each job, from its reports until now."""
     told = defaultdict[str, list[tuple[float, float]]](list)
     for when, (key, message) in events:
         if when > now - _RATE_WINDOW:
@@ -115,7 +115,7 @@ def job_rates(events: Iterable[tuple[float, Any]], now: float) -> dict[str, floa
 
 
 def links_tried(report: Any) -> int:
-    """How many links a job has tried by its report; 0 for what is no stats."""
+    """Return how many links a job has tried by its report; 0 if that has no stats."""
     try:
         return Stats.from_dict(report).done(Stage.FETCH)
     except (TypeError, KeyError, AttributeError):
@@ -123,7 +123,7 @@ def links_tried(report: Any) -> int:
 
 
 def last_log_lines(logins: Sequence[ssh.Login]) -> dict[str, str]:
-    """The last line of each node's log, by the node's name; of those that answer soon."""
+    """Return the last line of each node's log by its name, if the node answers soon."""
     with ThreadPoolExecutor(16) as pool:
         return dict(
             zip((each.name for each in logins), pool.map(_last_log_line, logins), strict=True)
@@ -137,11 +137,13 @@ def _last_log_line(login: ssh.Login) -> str:
 
 
 class StatusMonitor:
-    """Looks at a fleet while it comes up and works, and writes what it sees on a board."""
+    """Monitors a run's servers while they are set up and work, and updates a `SwarmStatus`."""
 
-    def __init__(self, made: Provisioner, keys: SwarmKeys, board: SwarmStatus) -> None:
-        self._made, self._keys, self._board = made, keys, board
-        board.currency = made.bills.currency
+    def __init__(
+        self, provisioner: Provisioner, keys: SwarmKeys, swarm_status: SwarmStatus
+    ) -> None:
+        self._provisioner, self._keys, self._swarm_status = provisioner, keys, swarm_status
+        swarm_status.currency = provisioner.billing.currency
         self._engine: remote.RemoteEngine | None = None
         self._steps: dict[str, str] = {}
         self._logs: dict[str, str] = {}
@@ -149,58 +151,65 @@ class StatusMonitor:
         self._ended = threading.Event()
 
     def step(self, name: str, step: str) -> None:
-        """A node begins a step of its bring-up."""
+        """Note that a node begins a step of its setup."""
         self._steps[name] = step
 
-    def works(self, engine: remote.RemoteEngine) -> None:
-        """The engine whose workers run on the nodes is there."""
+    def attach(self, engine: remote.RemoteEngine) -> None:
+        """Set the engine whose workers run on the nodes."""
         self._engine = engine
 
     def write(self) -> None:
-        """Look once."""
+        """Update the status once."""
         work = self._work()
-        self._board.nodes = tuple(
+        self._swarm_status.nodes = tuple(
             describe_server(
                 server,
                 work,
-                cost=self._made.bills.cost(server.name, self._made.clock()),
+                cost=self._provisioner.billing.cost(server.name, self._provisioner.clock()),
                 step=self._step(server.name),
                 line=self._logs.get(server.name, ""),
             )
-            for server in list(self._made.listed.values())
+            for server in list(self._provisioner.listed.values())
         )
-        self._board.spent, self._board.hourly = self._made.spent(), self._made.bills.hourly()
+        self._swarm_status.spent, self._swarm_status.hourly = (
+            self._provisioner.spent(),
+            self._provisioner.billing.hourly(),
+        )
 
-    def look(self, tell: Callable[[str], None]) -> None:
-        """Look until the end; ``tell`` hears how far the bring-up is."""
+    def look(self, report: Callable[[str], None]) -> None:
+        """Update the status until the end; ``report`` gets the progress of the setup."""
         asked, marked, before = time.monotonic(), -math.inf, ""
         while not self._ended.wait(_REFRESH_INTERVAL):
-            with suppress(RunError):  # the cloud is away; its last word counts on
-                if time.monotonic() > asked + max(_LIST_INTERVAL, len(self._made.listed) / 5):
+            with suppress(RunError):  # the cloud does not answer: its last answer stays
+                if time.monotonic() > asked + max(
+                    _LIST_INTERVAL, len(self._provisioner.listed) / 5
+                ):
                     asked = time.monotonic()
-                    self._made.servers()
-                if self._made.listed and time.monotonic() > marked + _HEARTBEAT_INTERVAL:
+                    self._provisioner.servers()
+                if self._provisioner.listed and time.monotonic() > marked + _HEARTBEAT_INTERVAL:
                     marked = time.monotonic()
-                    self._made.mark()
+                    self._provisioner.heartbeat()
             self.write()
-            if not self._engine and (now := startup_progress(self._board.nodes)) != before:
+            if not self._engine and (now := startup_progress(self._swarm_status.nodes)) != before:
                 before = now
-                tell(now)
+                report(now)
 
     def read(self) -> None:
-        """Read the ends of the logs until the end, one node after the other."""
+        """Read the ends of the logs until the end, one node at a time."""
         for turn in count():
             if self._ended.wait(_REFRESH_INTERVAL):
                 return
-            names = [name for name in self._made.listed if self._step(name) in ("up", "absent")]
+            names = [
+                name for name in self._provisioner.listed if self._step(name) in ("up", "absent")
+            ]
             if names:
                 name = names[turn % len(names)]
-                server = self._made.listed.get(name)
+                server = self._provisioner.listed.get(name)
                 if server and (line := _last_log_line(_login(server, self._keys))):
                     self._logs[name] = line
 
     def end(self) -> None:
-        """Look no more."""
+        """End the updates."""
         self._ended.set()
 
     def _step(self, name: str) -> str:
@@ -210,7 +219,7 @@ class StatusMonitor:
     def _work(self) -> ClusterWork:
         if not self._engine:
             return (), {}
-        reports = self._engine.reports()
+        reports = self._engine.reports_by_job()
         self._speeds = {key: self._speeds.get(key) or RateMeter() for key in reports}
         rates = {
             key: self._speeds[key].rates({"links": links_tried(told)})["links"]
@@ -222,7 +231,7 @@ class StatusMonitor:
 
 
 def startup_progress(nodes: Sequence[NodeStatus]) -> Transient:
-    """How far nodes are on their way up, in a line; names where there are few."""
+    """Return the setup progress of nodes as a line; with names if there are few."""
     at = defaultdict[str, list[str]](list)
     for each in nodes:
         at[each.state].append(each.name)
@@ -235,13 +244,16 @@ def startup_progress(nodes: Sequence[NodeStatus]) -> Transient:
 
 @contextmanager
 def status_monitored(
-    made: Provisioner, keys: SwarmKeys, board: SwarmStatus, tell: Callable[[str], None]
+    provisioner: Provisioner,
+    keys: SwarmKeys,
+    swarm_status: SwarmStatus,
+    report: Callable[[str], None],
 ) -> Iterator[StatusMonitor]:
-    """A view of a fleet, for as long as the block runs."""
-    view = StatusMonitor(made, keys, board)
+    """Monitor a run's servers while the block runs."""
+    view = StatusMonitor(provisioner, keys, swarm_status)
     threads = [
-        threading.Thread(target=view.look, args=(tell,), name="view", daemon=True),
-        # of its own: a node that does not answer takes its time
+        threading.Thread(target=view.look, args=(report,), name="view", daemon=True),
+        # its own thread, since a node that does not answer blocks for a while
         threading.Thread(target=view.read, name="logs", daemon=True),
     ]
     for thread in threads:
@@ -251,7 +263,11 @@ def status_monitored(
     finally:
         view.end()
         threads[0].join()
-        board.nodes, board.spent, board.hourly = (), made.spent(), made.bills.hourly()
+        swarm_status.nodes, swarm_status.spent, swarm_status.hourly = (
+            (),
+            provisioner.spent(),
+            provisioner.billing.hourly(),
+        )
 
 
 def _login(server: Server, keys: SwarmKeys) -> ssh.Login:

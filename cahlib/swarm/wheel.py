@@ -1,8 +1,8 @@
-"""The running cahlib as a wheel, and the versions that stand beside it here.
+"""The running cahlib as a wheel, and the versions of its dependencies installed here.
 
 A node gets exactly this code: the wheel is zipped from the imported package itself, so no build
-tools are needed and what is edited in a checkout counts. Its version carries a digest of its
-content; what it needs is what was noted when cahlib was last installed here.
+tools are needed and edits in a checkout count. Its version contains a digest of its content; its
+requirements are those recorded when cahlib was last installed here.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _PACKAGE = Path(__file__).parent.parent
 
 _WHEEL = "Wheel-Version: 1.0\nGenerator: cahlib\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
-#: What is packed already: deflating the demo's 11 MB of it cost 0.27 CPU seconds to save 7 %.
+#: Suffixes of compressed files: deflating the demo's 11 MB cost 0.27 CPU seconds to save 7 %.
 _UNCOMPRESSED = (".gz", ".safetensors", ".tar")
 
-#: Dates before 1980 do not fit into a zip.
+#: The earliest date in a zip.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def build_wheel(folder: Path) -> Path:
-    """Write the wheel of this cahlib into a folder; the same code makes the same file."""
+    """Write the wheel of this cahlib into a folder; the same code gives the same file."""
     ours = _own_distribution()
     files = {path.relative_to(_PACKAGE.parent).as_posix(): path.read_bytes() for path in _files()}
     digest = sha256()
@@ -45,14 +45,14 @@ def build_wheel(folder: Path) -> Path:
     files[f"{about}/RECORD"] = _record(files, f"{about}/RECORD").encode()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"cahlib-{version}-py3-none-any.whl"
-    # Of a Ctrl-C amid a file zipfile makes an error of its own; a thread of its own hears of none.
+    # zipfile turns a Ctrl-C in the middle of a file into another error; a thread gets no Ctrl-C.
     with ThreadPoolExecutor(1) as packer:
         packer.submit(_pack, path, files).result()
     return path
 
 
 def pip_constraints() -> str:
-    """pip's constraints that hold what cahlib needs to the versions installed here."""
+    """Return pip constraints that pin cahlib's requirements to the versions installed here."""
     found = {name: each.version for name, each in _pinned().items()}
     return "".join(
         f"{name}=={version}\n" for name, version in sorted(found.items()) if "+" not in version
@@ -60,7 +60,7 @@ def pip_constraints() -> str:
 
 
 def required_pythons() -> list[str]:
-    """Return which Pythons the pinned versions run on, as each says itself."""
+    """Return the Python versions that the pinned packages require."""
     known = [each.metadata for each in _pinned().values()]
     return [each["Requires-Python"] for each in known if "Requires-Python" in each]
 
@@ -97,7 +97,7 @@ def _files() -> list[Path]:
 
 
 def _requirements(package: Distribution) -> Iterator[str]:
-    """Names of what a package needs, that of its extras left out."""
+    """Yield the names of a package's requirements, without those of its extras."""
     for line in package.requires or ():
         if "extra ==" not in line and (match := re.match(r"[A-Za-z0-9._-]+", line)):
             yield re.sub(r"[-_.]+", "-", match.group()).lower()

@@ -30,7 +30,7 @@ from tests.world.jobs import until
 from tests.world.ports import free_port
 from tests.world.trackers import ask, serving
 
-NO_SERVERS = "no servers were made for"
+NO_SERVERS = "no servers were created for"
 
 #: By extra ("" is the base install) and command: arguments, exit code, something that it says.
 #: Where that is a mistake of the user's, what the command needs has been imported by then.
@@ -60,7 +60,7 @@ COMMANDS = {
         "tracker restore": (["backup", "--database", "sqlite:///restored.sqlite"], 0, ""),
     },
     "swarm": {
-        "swarm up": (["1", "--max-cost", "0.00001"], 2, "more than the ceiling"),
+        "swarm up": (["1", "--max-cost", "0.00001"], 2, "more than the limit"),
         "swarm down": ([], 2, NO_SERVERS),
         "swarm list": ([], 0, ""),
         "swarm status": ([], 2, NO_SERVERS),

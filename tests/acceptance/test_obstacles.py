@@ -70,8 +70,8 @@ def acts(crawl, folder, web, monkeypatch):
     }
 
 
-def _here(job, *, stop, board, **_):
-    return small.scraping(job, stop=stop, board=board)
+def _here(job, *, stop, swarm_status, **_):
+    return small.scraping(job, stop=stop, swarm_status=swarm_status)
 
 
 def job_of(crawl, folder, web):

@@ -10,8 +10,8 @@ import pytest
 
 from cahlib.commands import cli
 from cahlib.core.errors import ConfigError
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.swarm.hetzner import accounts
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.planner import ServerLimits, plan_servers
 from cahlib.swarm.provisioning import Provisioner, provisioned

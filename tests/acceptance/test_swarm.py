@@ -127,7 +127,7 @@ def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp
         job = demo.job(str(tmp_path / "dataset"), web)
         ran = cah(cloud, "run", *command.options(replace_settings(job, swarm=2)))
     assert ran.returncode == 0, ran.stderr
-    assert "2 of them are there already" in ran.stderr
+    assert "2 of them exist already" in ran.stderr
     made = [call for call in cloud.calls if call == "POST /servers"]
     assert len(made) == 3  # one of them was refused by the limit of an account
     assert names(cloud) == ["stranger"]
@@ -234,7 +234,7 @@ def typed(cloud, monkeypatch, capsys):
 @pytest.mark.parametrize("verb", [["down"], ["status"], ["logs"], ["ssh", "node"]])
 def test_a_folder_whose_run_had_no_servers_is_not_taken_for_one_without(typed, tmp_path, verb):
     ran = typed("swarm", *verb, "--output", tmp_path / "another")
-    assert ran.returncode == 2 and "no servers were made for" in ran.stderr
+    assert ran.returncode == 2 and "no servers were created for" in ran.stderr
     assert "`cah swarm down --run NAME`" in ran.stderr and not (tmp_path / "another").exists()
 
 
@@ -249,7 +249,7 @@ def test_servers_are_made_by_one_command_at_a_time(typed, cloud, tmp_path):
     ("options", "sentence"),
     [
         (["--swarm", "2", "--location", "moon"], "location: 'moon'"),
-        (["--swarm", "2", "--max-cost", "0.001"], "more than the ceiling"),
+        (["--swarm", "2", "--max-cost", "0.001"], "more than the limit"),
         (["--swarm", "1001"], "swarm"),
         (["--swarm", "2", "--engine", "tcp://127.0.0.1:1"], "not both"),
         (["--swarm", "2", "--known-harm", "nowhere"], "known_harm: nowhere cannot be read"),

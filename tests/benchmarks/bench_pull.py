@@ -22,10 +22,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from cahlib.engine.certificates import KeyPair, SwarmKeys
+from cahlib.engine.certificates import KeyPair
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import remote_engine
 from cahlib.swarm import install
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.ssh import Login, ssh_session
 from tests.benchmarks.common import Absent, note, parser, rss, serving
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str]) -> None:
             login,
             install.make_package(Path(folder) / "wheel"),
             head=login,
-            admit=hosts.admitted([login]),
+            networks_for=hosts.admitted([login]),
         )
         print(f"the driver's memory: {rss()} MiB before")
         near = [f"{host.address}:{port}" for port in (install.SCHEDULER_PORT, 22, _PORT)]
@@ -121,15 +122,17 @@ def _measure(name: str, line: str, login: Login, places: list[str], sizes: Sizes
 
 def _pulled(login: Login, scheduler: str, folder: Path, size: int) -> tuple[float, list[int]]:
     """MiB a second, from the first piece to the parcel's name, its checksum included."""
-    reach = ClusterAddress(address=f"tls://{scheduler}", keys=login.keys, away=str(folder / "away"))
+    reach = ClusterAddress(
+        address=f"tls://{scheduler}", keys=login.keys, parcel_folder=str(folder / "away")
+    )
     with remote_engine(reach, folder / "home") as scrapers:
-        scrapers.gather([login.name], timeout=60)
+        scrapers.await_nodes([login.name], timeout=60)
         spent, memory = 0.0, []
         for n in range(_ROUNDS):
             scrapers.submit(
                 f"parcel{n}", jobs.write_parcel, size + n, "", scrapers.folder, limit=120
             )
-            jobs.until(lambda n=n: scrapers._jobs[f"parcel{n}"].coming)
+            jobs.until(lambda n=n: scrapers._jobs[f"parcel{n}"].fetching)
             started = time.monotonic()
             _, parcel = scrapers.take(timeout=120)
             spent += time.monotonic() - started

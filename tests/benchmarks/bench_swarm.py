@@ -26,11 +26,11 @@ from cahlib.core.config import Crawl, Download
 from cahlib.core.records import Stage
 from cahlib.crawl.shards import make_shard
 from cahlib.demo.web import Answer, Web
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import RemoteEngine, remote_engine
 from cahlib.run.scrape import scrape
 from cahlib.swarm import install
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.ssh import Login
 from tests.benchmarks import inputs
@@ -132,10 +132,10 @@ def bringup(_: Options) -> None:
         machine = running.boot("node", user_data(keys, "node"))
         login = Login(name="node", address=machine.address, keys=keys)
         goods = install.make_package(Path(folder) / "wheel", wheelhouse=image.wheels)
-        took = install.set_up_node(login, goods, head=login, admit=hosts.admitted([login]))
+        took = install.set_up_node(login, goods, head=login, networks_for=hosts.admitted([login]))
         started = time.monotonic()
         with remote_engine(reached(login), Path(folder) / "home") as scrapers:
-            scrapers.gather([login.name], timeout=60)
+            scrapers.await_nodes([login.name], timeout=60)
         took["worker"] = time.monotonic() - started
         after = sum(seconds for step, seconds in took.items() if step != "ssh")
         steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in took.items())
@@ -225,7 +225,7 @@ def web(running: hosts.Hosts, pause: float) -> Iterator[str]:
 
 def stopped(login: Login) -> None:
     """Take a node out of the swarm; its restart brings it back."""
-    with install.session(login) as node:
+    with install.ssh_session(login) as node:
         node.run(["sudo", "systemctl", "stop", "crawl"])
 
 
@@ -233,7 +233,7 @@ def reached(head: Login) -> ClusterAddress:
     return ClusterAddress(
         address=f"tls://{head.address}:{install.SCHEDULER_PORT}",
         keys=head.keys,
-        away="/home/crawl/parcels",
+        parcel_folder="/home/crawl/parcels",
         files="/home/crawl/files",
     )
 

@@ -10,8 +10,8 @@ import pytest
 from cahlib.core.config import Job
 from cahlib.core.errors import ConfigError
 from cahlib.core.secret_store import STATE_VARIABLE, run_name, secret_path
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.run.open_run import open_run_directory
+from cahlib.swarm.keys import SwarmKeys
 
 OWN = "run/swarm"
 

@@ -48,7 +48,7 @@ def test_any_dask_cluster_serves(tmp_path, staging):
     with cluster() as theirs:
         reach = ClusterAddress(
             address=theirs.scheduler_address,
-            away=str(tmp_path / "away"),
+            parcel_folder=str(tmp_path / "away"),
             staging=(tmp_path / "shared").as_uri() if staging else "",
         )
         (tmp_path / "shared").mkdir()
@@ -172,8 +172,8 @@ def test_a_machine_that_fails_is_given_no_more_jobs_and_others_do_them(tmp_path)
                 done.add(key)
         assert 1 <= failed <= 6  # those that waited there are refused, and none comes again
         jobs.until(lambda: scrapers.slots == 1)
-        jobs.until(lambda: [bool(n.ill) for n in scrapers.nodes()].count(True) == 1)
-        [ill] = [each for each in scrapers.nodes() if each.ill]
+        jobs.until(lambda: [bool(n.fault) for n in scrapers.nodes()].count(True) == 1)
+        [ill] = [each for each in scrapers.nodes() if each.fault]
         assert ill.host == "127.0.0.1" and ill.slots == 0
 
 
@@ -264,14 +264,15 @@ def test_where_every_machine_fails_the_run_ends_and_says_why(tmp_path, monkeypat
 def test_a_job_that_is_submitted_while_the_cluster_is_away_is_sent_later(tmp_path):
     clients, back = [], threading.Event()
 
-    def noted(reach):
+    def connected(reach):
         if clients:
             back.wait(jobs.LIMIT)
         clients.append(connect(reach, jobs.LIMIT))
         return clients[-1]
 
     with cluster() as theirs:
-        scrapers = RemoteEngine(ClusterAddress(address=theirs.scheduler_address), tmp_path, noted)
+        address = ClusterAddress(address=theirs.scheduler_address)
+        scrapers = RemoteEngine(address, tmp_path, connected)
         try:
             clients[0].close()  # as Dask does when it gives up to connect again
             scrapers.submit("later", jobs.double, 21, limit=jobs.LIMIT)
@@ -286,17 +287,18 @@ def test_a_job_that_is_submitted_while_the_cluster_is_away_is_sent_later(tmp_pat
 def test_a_question_on_its_way_while_the_client_closes_ends_nothing(tmp_path):
     clients = []
 
-    def noted(reach):
+    def connected(reach):
         clients.append(connect(reach, jobs.LIMIT))
         return clients[-1]
 
     with within() as theirs:
-        scrapers = RemoteEngine(ClusterAddress(address=theirs.scheduler_address), tmp_path, noted)
+        address = ClusterAddress(address=theirs.scheduler_address)
+        scrapers = RemoteEngine(address, tmp_path, connected)
         try:
             clients[0].sync(clients[0].rpc.close)  # as a client begins to close
             with pytest.raises(RunError, match="does not answer"):
                 scrapers.nodes()
-            assert scrapers.gather(["any"], timeout=0) == {"any"}
+            assert scrapers.await_nodes(["any"], timeout=0) == {"any"}
             scrapers.submit("double", jobs.double, 21, limit=jobs.LIMIT)
             clients[0].close()
             assert scrapers.take(timeout=jobs.LIMIT) == ("double", 42) and len(clients) == 2
@@ -312,7 +314,7 @@ def test_what_is_finished_is_taken_before_an_engine_that_was_given_up_says_so(tm
         scrapers.submit("double", jobs.double, 21, limit=jobs.LIMIT)
         scrapers.drain(timeout=jobs.LIMIT)
         jobs.until(lambda: not scrapers._finished.empty())
-        scrapers.give_up(RunError("no server is left."))
+        scrapers.fail(RunError("no server is left."))
         assert scrapers.take(timeout=jobs.LIMIT) == ("double", 42)
         with pytest.raises(RunError, match="no server is left"):
             scrapers.take(timeout=0.1)

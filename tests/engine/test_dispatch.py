@@ -22,7 +22,7 @@ def test_as_many_are_sent_as_can_run_in_the_order_of_their_submission():
 
 
 def test_what_has_ended_or_is_on_its_way_here_takes_no_slot():
-    jobs = {"a": job("finished", coming=True), "b": job("pending", ended=True), "c": job()}
+    jobs = {"a": job("finished", fetching=True), "b": job("pending", ended=True), "c": job()}
     assert keys(jobs, 1) == ["c"]
 
 
@@ -48,19 +48,19 @@ def test_the_job_that_came_last_to_a_busy_worker_goes_to_a_free_one(monkeypatch)
 def test_of_two_jobs_that_a_driver_finds_at_a_worker_the_one_that_reports_runs():
     jobs = {"a": job("pending"), "b": job("pending")}
     track_workers(jobs, found := {"one": ["a", "b"]})
-    jobs["a"].changed += 1
+    jobs["a"].last_change += 1
     assert stuck_jobs(jobs, found, {"one": 1, "two": 1}) == ["b"]
-    jobs["b"].changed, jobs["a"].changed = jobs["a"].changed, jobs["a"].since
+    jobs["b"].last_change, jobs["a"].last_change = jobs["a"].last_change, jobs["a"].assigned_at
     assert stuck_jobs(jobs, found, {"one": 1, "two": 1}) == ["a"]
 
 
 def test_a_job_of_a_worker_that_was_restarted_has_its_time_anew(monkeypatch):
     clock = iter((10.0, 20.0, 30.0, 40.0))
     monkeypatch.setattr(dispatch.time, "monotonic", lambda: next(clock))
-    jobs = {"a": job("pending", changed=0.0)}
+    jobs = {"a": job("pending", last_change=0.0)}
     track_workers(jobs, {"one": ["a"]})
     track_workers(jobs, {"one": ["a"]})
-    assert jobs["a"].changed == 10
+    assert jobs["a"].last_change == 10
     track_workers(jobs, {})
     track_workers(jobs, {"one": ["a"]})
-    assert jobs["a"].changed == 40
+    assert jobs["a"].last_change == 40

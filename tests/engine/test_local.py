@@ -96,15 +96,15 @@ def test_a_job_that_costs_three_workers_is_given_up(tmp_path):
         for start in "123":
             os.kill(jobs.wait_for(tmp_path / start), signal.SIGKILL)
         error = take(scrapers, 1)["killer"]
-    assert isinstance(error, ShardError) and "again and again" in str(error)
+    assert isinstance(error, ShardError) and "died on it repeatedly" in str(error)
 
 
 def test_a_running_job_is_heard(scrapers, tmp_path):
     scrapers.submit("teller", jobs.tell_and_wait, tmp_path, limit=jobs.LIMIT)
-    jobs.until(lambda: scrapers.told() == [{"images": 7}])
+    jobs.until(lambda: scrapers.reports() == [{"images": 7}])
     (tmp_path / "go").touch()
     take(scrapers, 1)
-    assert scrapers.told() == []
+    assert scrapers.reports() == []
 
 
 USED = """
@@ -154,8 +154,8 @@ def test_a_report_that_comes_while_its_job_is_taken_is_not_counted_for_ever(scra
 
     def report():  # as Dask's thread does with what a worker has sent
         while not ended.is_set():
-            scrapers._hear((0.0, wire.encode_report("same", {"images": 1})))
+            scrapers._on_report((0.0, wire.encode_report("same", {"images": 1})))
 
     with shaken(local):
         together(work, report)
-    assert scrapers.told() == []
+    assert scrapers.reports() == []

@@ -8,7 +8,7 @@ import pytest
 from distributed import Security
 
 from cahlib.engine import cluster, peers
-from cahlib.engine.certificates import SwarmKeys
+from cahlib.swarm.keys import SwarmKeys
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from cahlib.crawl.shards import list_shards
 from cahlib.crawl.tables.slices import Slices
 from cahlib.crawl.wat import read_pages
 from cahlib.engine import local, wire
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import remote_engine
 from cahlib.parcel import parcel as parcels
@@ -30,6 +29,7 @@ from cahlib.run.scrape import scrape
 from cahlib.run.scrapers import _Supplied
 from cahlib.swarm import install, status
 from cahlib.swarm.billing import Billing
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.provider import Server
 from cahlib.swarm.ssh import Login, ssh_session
@@ -47,11 +47,11 @@ class Swarm:
             Login(name=host.name, address=host.address, keys=keys) for host in machines.all.values()
         ]
         self.address = f"tls://{self.logins[0].address}:{install.SCHEDULER_PORT}"
-        self.admit = hosts.admitted(self.logins)
+        self.networks_for = hosts.admitted(self.logins)
 
     def reach(self, **settings):
         return ClusterAddress(
-            address=self.address, keys=self.keys, away="/home/crawl/parcels", **settings
+            address=self.address, keys=self.keys, parcel_folder="/home/crawl/parcels", **settings
         )
 
     def host(self, name):
@@ -75,7 +75,7 @@ def swarm(tmp_path_factory):
 @pytest.fixture
 def scrapers(swarm, tmp_path):
     with remote_engine(swarm.reach(), tmp_path / "home") as scrapers:
-        assert not scrapers.gather(["alpha", "beta"], timeout=jobs.LIMIT)
+        assert not scrapers.await_nodes(["alpha", "beta"], timeout=jobs.LIMIT)
         yield scrapers
 
 
@@ -178,7 +178,7 @@ def test_a_node_that_loses_its_power_costs_no_job(swarm, scrapers, tmp_path):
         (tmp_path / str(n) / "go").touch()
     assert set(take(scrapers, 2).values()) == {"done"}
     swarm.machines.power(beta)
-    assert not scrapers.gather(["beta"], timeout=jobs.LIMIT)
+    assert not scrapers.await_nodes(["beta"], timeout=jobs.LIMIT)
 
 
 @needs_hosts
@@ -190,14 +190,14 @@ def test_a_node_that_stands_still_is_seen_and_restarted_over_ssh(swarm, scrapers
     [name] = [node.name for node in scrapers.nodes() if node.jobs]
     install.restart_service(next(login for login in swarm.logins if login.name == name))
     if name == "alpha":
-        assert not scrapers.gather(["alpha"], timeout=jobs.LIMIT)
+        assert not scrapers.await_nodes(["alpha"], timeout=jobs.LIMIT)
     assert take(scrapers, 1) == {"still": "done"}
 
 
 @needs_hosts
 def test_a_cut_of_the_network_is_survived_by_the_running_job(swarm, tmp_path):
     with remote_engine(swarm.reach(silence=11), tmp_path) as scrapers:
-        assert not scrapers.gather(["alpha", "beta"], timeout=jobs.LIMIT)
+        assert not scrapers.await_nodes(["alpha", "beta"], timeout=jobs.LIMIT)
         scrapers.submit("cut", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
         jobs.wait_for(tmp_path / "1")
         first = scrapers._jobs["cut"].future
@@ -220,7 +220,7 @@ import sys
 import time
 from pathlib import Path
 from cahlib.engine.cluster import ClusterAddress
-from cahlib.engine.certificates import SwarmKeys
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.engine.remote import remote_engine
 from tests.world import jobs
 address, keys, home = sys.argv[1:]
@@ -294,15 +294,17 @@ def test_a_parcel_that_stays_damaged_is_given_up_and_deleted(swarm, scrapers):
 def test_a_view_tells_what_the_nodes_do_and_so_it_does_from_elsewhere(swarm, scrapers, tmp_path):
     fleet = FleetOf(swarm.logins)
     scrapers.submit("counting", jobs.count_and_wait, tmp_path, limit=jobs.LIMIT)
-    with status.status_monitored(fleet, swarm.keys, board := SwarmStatus(), lambda _: None) as seen:
+    with status.status_monitored(
+        fleet, swarm.keys, swarm_status := SwarmStatus(), lambda _: None
+    ) as seen:
         for login in swarm.logins:
             seen.step(login.name, "up")
-        seen.works(scrapers)
+        seen.attach(scrapers)
         told = {}
 
         def right():  # one look's numbers count: the next one's are others
             told.clear()
-            told.update({each.state: each for each in board.nodes})
+            told.update({each.state: each for each in swarm_status.nodes})
             if set(told) != {"works", "idle"} or not all(each.line for each in told.values()):
                 return False
             return 50 < told["works"].rate < 150 and told["works"].seen < 10
@@ -310,7 +312,7 @@ def test_a_view_tells_what_the_nodes_do_and_so_it_does_from_elsewhere(swarm, scr
         jobs.until(right)
     assert told["works"].job == "counting"
     assert told["idle"].version == swarm.goods.wheel.name.split("-")[1]
-    assert (board.nodes, board.spent) == ((), 0.5)  # nothing is left
+    assert (swarm_status.nodes, swarm_status.spent) == ((), 0.5)  # nothing is left
 
     def overheard():
         workers, speeds = status.observe_cluster(swarm.reach())
@@ -369,7 +371,7 @@ def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path):
             nobody,
             swarm.goods,
             head=nobody,
-            admit=swarm.admit,
+            networks_for=swarm.networks_for,
             patience=install.SetupTimeouts(ssh=0.5),
         )
     with pytest.raises(install.NotReady, match=r"crawl.log on beta:\n(.*\n)*.*distributed"):
@@ -377,10 +379,12 @@ def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path):
             swarm.logins[1],
             install.Package(wheel=tmp_path / "cahlib-0-py3-none-any.whl", pins=""),
             head=swarm.logins[0],
-            admit=swarm.admit,
+            networks_for=swarm.networks_for,
             patience=install.SetupTimeouts(install=jobs.LIMIT),
         )
-    install.set_up_node(swarm.logins[1], swarm.goods, head=swarm.logins[0], admit=swarm.admit)
+    install.set_up_node(
+        swarm.logins[1], swarm.goods, head=swarm.logins[0], networks_for=swarm.networks_for
+    )
 
 
 @needs_hosts
@@ -390,7 +394,9 @@ def test_a_node_whose_clock_is_wrong_is_told_of(swarm):
     clock.chmod(0o755)
     try:
         with pytest.raises(install.NotReady, match="clock and this machine's are .* hours apart"):
-            install.set_up_node(beta, swarm.goods, head=swarm.logins[0], admit=swarm.admit)
+            install.set_up_node(
+                beta, swarm.goods, head=swarm.logins[0], networks_for=swarm.networks_for
+            )
     finally:
         clock.unlink()
 

@@ -8,9 +8,9 @@ from distributed import LocalCluster, Security
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.engine import ticket
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import remote_engine
+from cahlib.swarm.keys import SwarmKeys
 from tests.world import jobs
 
 
@@ -25,7 +25,7 @@ def swarm(tmp_path_factory):
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
     ) as cluster:
-        yield ClusterAddress(address=cluster.scheduler_address, keys=keys, away="/nowhere")
+        yield ClusterAddress(address=cluster.scheduler_address, keys=keys, parcel_folder="/nowhere")
 
 
 def _all(keys):
@@ -42,7 +42,7 @@ def test_a_ticket_drives_the_swarm_from_another_machine(swarm, tmp_path):
     path = tmp_path / "ticket.json"
     path.write_bytes(ticket.issue_ticket(swarm, hours=1))
     reach = ticket.read_ticket(path, tmp_path / "theirs")
-    assert (reach.address, reach.away) == (swarm.address, "/nowhere")
+    assert (reach.address, reach.parcel_folder) == (swarm.address, "/nowhere")
     with remote_engine(reach, tmp_path / "home") as scrapers:
         scrapers.submit("five", jobs.double, 5, limit=jobs.LIMIT)
         assert scrapers.take(timeout=jobs.LIMIT) == ("five", 10)

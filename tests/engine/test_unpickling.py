@@ -26,9 +26,9 @@ from tornado.iostream import StreamClosedError
 
 from cahlib.core.errors import RunError, ShardError
 from cahlib.engine import cluster, message_limits, unpickling, wire
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import remote_engine
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import HERE
 from tests.world import command, hostile, jobs
 
@@ -143,9 +143,9 @@ def test_nothing_that_a_worker_sends_runs_at_its_driver(swarm, tmp_path, monkeyp
         for way in (*ways, *hostile.ELSEWHERE):
             scrapers.submit(way, jobs.double, 1, limit=jobs.LIMIT)
             assert isinstance(swarm.taken(scrapers), ShardError | RuntimeError), way
-        assert scrapers.told() == []
+        assert scrapers.reports() == []
         [node] = scrapers.nodes()
-        assert "not read" in node.ill
+        assert "invalid message" in node.fault
     with remote_engine(replace(swarm.reach, patience=1), tmp_path) as scrapers:
         scrapers.submit("peer", jobs.double, 1, limit=jobs.LIMIT)
         assert isinstance(swarm.taken(scrapers), ShardError)
@@ -176,7 +176,7 @@ def test_a_node_does_not_fill_the_memory_of_the_scheduler(swarm, before):
     known = peak(swarm.scheduler, anew=True)
     asyncio.run(flood())
     assert peak(swarm.scheduler) < known + 16
-    said = "announced 2,147,483,648 bytes, where 262,"  # once the connection is closed
+    said = "announced 2,147,483,648 bytes, where at most 262,"  # once the connection is closed
     jobs.until(lambda: said in (swarm.top / "log").read_text())
 
 

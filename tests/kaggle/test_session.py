@@ -17,7 +17,6 @@ from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, RunError
 from cahlib.core.secret_store import secret_path
 from cahlib.engine import ticket
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.kaggle import pack
 from cahlib.kaggle.limits import hours_within_quota
@@ -32,6 +31,7 @@ from cahlib.kaggle.session import (
 )
 from cahlib.swarm import hetzner
 from cahlib.swarm.install import SCHEDULER_PORT
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.planner import plan_servers
 from cahlib.swarm.provisioning import Provisioner
 from tests.world import cloud as clouds
@@ -45,10 +45,10 @@ class Listed(SessionServers):
     """Servers that are made and deleted as in earnest, but never become nodes."""
 
     def up(self, hours):
-        wanted = self._orders
+        wanted = self._config
         run = self._labels["run"]
         fleet = Provisioner(
-            run, plan_servers(self._accounts, wanted.limits), lambda name: "", self._tell
+            run, plan_servers(self._accounts, wanted.limits), lambda name: "", self._report
         )
         fleet.prepare("ssh-ed25519 AAAA")
         fleet.fill()

@@ -196,7 +196,7 @@ def test_servers_are_planned_and_priced_before_any_is_made(desks, place, values,
         plan.click()
         until(lambda: not start.disabled)
         assert "EUR" in desk.parts["plan"].value and "8 hours" in desk.parts["plan"].value
-        assert "the servers go on costing EUR 0.0140 an hour" in desk.parts["plan"].value
+        assert "the servers keep costing EUR 0.0140 an hour" in desk.parts["plan"].value
         assert start.description == "Order 2 servers at EUR 0.014 an hour"
         desk.form.fields["max_cost"].write("0.5")  # another job, another promise
         assert start.disabled and desk.parts["plan"].value == ""

@@ -133,8 +133,8 @@ def child(told: Mapping[str, Any]) -> None:
         sys.exit(code)
 
 
-def _here(job: Any, *, stop: Any, board: Any, **_: Any) -> Any:
-    return small.scraping(job, stop=stop, board=board)
+def _here(job: Any, *, stop: Any, swarm_status: Any, **_: Any) -> Any:
+    return small.scraping(job, stop=stop, swarm_status=swarm_status)
 
 
 def _die_at(number: int, below: tuple[str, ...]) -> None:

@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.swarm import hetzner, install, ssh
 from cahlib.swarm.firewall import Firewall
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.planner import ServerLimits, plan_servers
 from cahlib.swarm.provisioning import Provisioner
@@ -55,7 +55,7 @@ class Swarm:
         login = self.reached(server)
         ssh.await_ssh(login, timeout=jobs.LIMIT)
         with ssh.ssh_session(login) as node:
-            install.open_ports(node, doors.admit(install.driver_address(node)))
+            install.open_ports(node, doors.allow_driver(install.driver_address(node)))
 
 
 @pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
@@ -81,11 +81,11 @@ def test_the_ports_are_open_to_who_is_there_now(swarm):
         f"route replace {head.address}/32 dev {swarm.machines.bridge} src {moved}",
     ):
         subprocess.run(["ip", *line.split()], check=True)
-    doors.follow()
+    doors.follow_driver()
     every = every - {f"{here}/32"} | {f"{moved}/32"}
     assert swarm.at_the_cloud() == swarm.on(head) == swarm.on(other) == every
     calls = len(swarm.cloud.calls)
-    doors.follow()
+    doors.follow_driver()
     assert len(swarm.cloud.calls) == calls  # it is where it was
 
     guests = Firewall(swarm.made, swarm.reached, guests=True)

@@ -22,7 +22,10 @@ TOKEN = "token-of-ada"
 RULES = HealthRules()
 #: Soon, but not sooner than a busy machine brings a service up.
 #: A node that is new has as long as a busy machine needs: one that is replaced never works.
-SOON = HealthRules(look=0.3, silent=15, still=600, sure=1, lost=6, again=jobs.LIMIT, drain=2)
+SOON = HealthRules(
+    interval=0.3, max_silence=15, stalled=600, grace=1, head_grace=6, restart_grace=jobs.LIMIT,
+    drain=2,
+)  # fmt: skip
 
 needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
 
@@ -30,14 +33,14 @@ needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
 def acts(*looks):
     """What is done at each look: (seconds, well, gone)."""
     case, done = NodeHealth(), []
-    for now, well, gone in looks:
-        case, act = next_action(case, well=well, gone=gone, now=now, rules=RULES)
+    for now, healthy, gone in looks:
+        case, act = next_action(case, healthy=healthy, gone=gone, now=now, rules=RULES)
         done.append(act)
     return done
 
 
 def test_an_ill_node_is_restarted_and_then_replaced():
-    sure, again = RULES.sure, RULES.again
+    sure, again = RULES.grace, RULES.restart_grace
     looks = [(0, False, False), (sure - 1, False, False), (sure, False, False)]
     assert acts(*looks) == [Action.LEAVE, Action.LEAVE, Action.RESTART]
     later = [(sure + again - 1, False, False), (sure + again, False, False)]
@@ -45,16 +48,16 @@ def test_an_ill_node_is_restarted_and_then_replaced():
 
 
 def test_a_node_that_is_well_again_starts_anew():
-    looks = [(0, False, False), (RULES.sure, False, False), (RULES.sure + 9, True, False)]
-    ill = [(500, False, False), (500 + RULES.sure, False, False)]
-    assert acts(*looks, *ill)[-3:] == [Action.LEAVE, Action.LEAVE, Action.RESTART]
+    looks = [(0, False, False), (RULES.grace, False, False), (RULES.grace + 9, True, False)]
+    fault = [(500, False, False), (500 + RULES.grace, False, False)]
+    assert acts(*looks, *fault)[-3:] == [Action.LEAVE, Action.LEAVE, Action.RESTART]
 
 
 def test_a_machine_that_is_gone_is_not_restarted():
-    looks = [(0, False, True), (RULES.sure - 1, False, True), (RULES.sure, False, True)]
+    looks = [(0, False, True), (RULES.grace - 1, False, True), (RULES.grace, False, True)]
     assert acts(*looks) == [Action.LEAVE, Action.LEAVE, Action.REPLACE]
-    restarted = [(0, False, False), (RULES.sure, False, False), (RULES.sure + 1, False, True)]
-    assert acts(*restarted, (2 * RULES.sure, False, True))[-1] is Action.REPLACE
+    restarted = [(0, False, False), (RULES.grace, False, False), (RULES.grace + 1, False, True)]
+    assert acts(*restarted, (2 * RULES.grace, False, True))[-1] is Action.REPLACE
 
 
 class Engine:
@@ -66,7 +69,14 @@ class Engine:
     def nodes(self):
         return [
             WorkerState(
-                name=each["name"], host="", slots=1, seen=0, memory=0, jobs=(), still=0, version=""
+                name=each["name"],
+                host="",
+                slots=1,
+                silence=0,
+                memory=0,
+                jobs=(),
+                stalled=0,
+                version="",
             )
             for each in self.cloud.servers()
             if each["status"] == "running"
@@ -78,14 +88,14 @@ class Engine:
     def move(self, address):
         pass
 
-    def give_up(self, why):
+    def fail(self, why):
         self.ended = str(why)
 
 
 class Doors:
-    reached = staticmethod(lambda server: server)
+    login_of = staticmethod(lambda server: server)
 
-    def follow(self):
+    def follow_driver(self):
         pass
 
 
@@ -98,19 +108,19 @@ def listed(cloud, said, nodes=2):
     made = Provisioner("r1", plan_servers(accounts, limits), lambda name: "", said.append)
     made.prepare("ssh-ed25519 AAAA")
     made.fill()
-    rules = HealthRules(sure=0, lost=0, drain=0, least=1)
+    rules = HealthRules(grace=0, head_grace=0, drain=0, min_replacements=1)
     engine = Engine(cloud)
     startup = Startup(lambda login, head: None)
     startup.start(made.servers(), made.servers()[0])
     startup.wait()
-    watch = HealthMonitor(made, engine, Doors(), startup, tell=said.append, rules=rules)
-    look = watch.look
+    watch = HealthMonitor(made, engine, Doors(), startup, report=said.append, rules=rules)
+    look = watch.check
 
     def looked():
         startup.wait()
         look()
 
-    watch.look = looked
+    watch.check = looked
     return engine, watch
 
 
@@ -133,19 +143,21 @@ def test_what_is_not_replaced_any_more_is_deleted_and_without_a_head_the_run_end
     engine, watch = listed(paper, said)
     for _ in range(2):  # as often as there are nodes
         victim = off(paper, "node")
-        watch.look()
-        assert f"{victim}: lost; making others." in said and len(paper.servers()) == 2
+        watch.check()
+        assert f"{victim}: lost; creating others." in said and len(paper.servers()) == 2
     victim = off(paper, "node")
-    watch.look()
-    assert f"{victim}: lost; no more servers will be made for them." in said
+    watch.check()
+    assert f"{victim}: lost; no more servers will be created for them." in said
     [head] = paper.servers()
     assert head["labels"]["role"] == "head" and not engine.ended
-    watch.look()  # of what was dropped nothing more is said
+    watch.check()  # of what was dropped nothing more is said
     assert said[-1].startswith(victim)
     off(paper, "head")
-    watch.look()
+    watch.check()
     assert not paper.servers()
-    assert "no other one can be made" in engine.ended and "the same command" in engine.ended
+    assert (
+        "head is lost and cannot be replaced" in engine.ended and "the same command" in engine.ended
+    )
 
 
 def test_a_head_for_which_there_is_no_other_ends_the_run(paper):
@@ -153,7 +165,7 @@ def test_a_head_for_which_there_is_no_other_ends_the_run(paper):
     engine, watch = listed(paper, said)
     paper.accounts[TOKEN].limit = 0
     off(paper, "head")
-    watch.look()
+    watch.check()
     assert "the swarm's head is lost" in engine.ended
     assert [each["labels"]["role"] for each in paper.servers()] == ["node"]
 
@@ -167,20 +179,20 @@ def test_a_node_whose_machine_fails_is_restarted_and_at_the_second_time_replaced
     victim = next(s["name"] for s in paper.servers() if s["labels"]["role"] == "node")
     nodes = engine.nodes
 
-    def ill():
+    def fault():
         why = "198.18.0.2: its disk is full"
-        return [replace(n, ill=why) if n.name == victim else n for n in nodes()]
+        return [replace(n, fault=why) if n.name == victim else n for n in nodes()]
 
-    engine.nodes = ill
-    watch.look()
+    engine.nodes = fault
+    watch.check()
     assert restarted == [victim]
     assert f"{victim} fails (198.18.0.2: its disk is full); restarting its service." in said
     engine.nodes = nodes  # the restarted worker takes jobs again
-    watch.look()
-    engine.nodes = ill
-    watch.look()
+    watch.check()
+    engine.nodes = fault
+    watch.check()
     assert f"{victim} fails again: 198.18.0.2: its disk is full." in said
-    assert f"{victim}: lost; making others." in said
+    assert f"{victim}: lost; creating others." in said
     assert victim not in {each["name"] for each in paper.servers()} and restarted == [victim]
 
 
@@ -201,14 +213,14 @@ def test_a_server_that_was_late_at_the_start_is_waited_for_and_then_replaced(pap
     startup = Startup(bring_up)
     startup.start([head, late], head)
     startup.wait([head.name])
-    rules = HealthRules(sure=0, drain=0)
-    watch = HealthMonitor(made, Engine(paper), Doors(), startup, tell=said.append, rules=rules)
-    watch.look()
+    rules = HealthRules(grace=0, drain=0)
+    watch = HealthMonitor(made, Engine(paper), Doors(), startup, report=said.append, rules=rules)
+    watch.check()
     assert [each["name"] for each in paper.servers()] == [head.name, late.name]
     go.set()
     startup.wait()
-    watch.look()
-    assert "no SSH within 180 s" in said and f"{late.name}: lost; making others." in said
+    watch.check()
+    assert "no SSH within 180 s" in said and f"{late.name}: lost; creating others." in said
     names = [each["name"] for each in paper.servers()]
     assert len(names) == 2 and late.name not in names
     startup.wait()
@@ -218,25 +230,25 @@ def test_a_server_that_was_late_at_the_start_is_waited_for_and_then_replaced(pap
 def test_a_head_that_is_off_is_replaced_before_its_silence_is_noticed(paper):
     said = []
     engine, watch = listed(paper, said)
-    watch._rules = HealthRules(sure=600, lost=600, drain=0)
+    watch._rules = HealthRules(grace=600, head_grace=600, drain=0)
     victim = off(paper, "head")
     engine.nodes = lambda: pytest.fail("who is asked waits for the head")
-    watch._made.servers()  # as the view of the swarm does
-    watch.look()
-    assert f"{victim}: lost; making others." in said and not engine.ended
+    watch._provisioner.servers()  # as the view of the swarm does
+    watch.check()
+    assert f"{victim}: lost; creating others." in said and not engine.ended
 
 
 @pytest.mark.parametrize("seen", [False, True])
 def test_a_run_whose_servers_are_taken_down_ends_instead_of_making_others(paper, seen):
     said = []
     engine, watch = listed(paper, said)
-    lifecycle.delete_swarm(watch._made.accounts, watch._made.labels, pause=0.01)
+    lifecycle.delete_swarm(watch._provisioner.accounts, watch._provisioner.labels, pause=0.01)
     if seen:  # by the view of the swarm, long before the scheduler's silence is noticed
         watch._rules = HealthRules()
-        watch._made.servers()
-    watch.look()
+        watch._provisioner.servers()
+    watch.check()
     assert "deleted, as `cah swarm down` does" in engine.ended and not paper.servers()
-    watch.look()
+    watch.check()
     assert paper.calls.count("POST /servers") == 2
 
 
@@ -247,8 +259,8 @@ def test_what_is_lost_is_replaced_in_an_account_at_its_limit(paper, role, linger
     engine, watch = listed(paper, said, nodes=5)
     assert any("raise the limit" in sentence for sentence in said)
     victim = off(paper, role)
-    watch.look()
-    assert f"{victim}: lost; making others." in said and not engine.ended
+    watch.check()
+    assert f"{victim}: lost; creating others." in said and not engine.ended
     roles = [each["labels"]["role"] for each in paper.servers() if each["name"] != victim]
     assert sorted(roles) == ["head", "node", "node"]
 
@@ -258,11 +270,11 @@ def test_what_was_sold_out_is_asked_for_again(paper):
     engine, watch = listed(paper, said)
     paper.empty = {(kind, place) for kind in clouds.TYPES for place in clouds.PLACES}
     off(paper, "node")
-    watch.look()
+    watch.check()
     assert len(paper.servers()) == 1
     paper.empty = set()
     off(paper, "head")
-    watch.look()
+    watch.check()
     assert len(paper.servers()) == 2 and not engine.ended
 
 
@@ -273,10 +285,10 @@ def test_an_answer_that_does_not_come_costs_no_replacement(paper):
     paper.faults = lambda number, what: what == "POST /servers" and "error"
     for _ in range(3):  # more often than there are replacements
         with pytest.raises(RunError, match="a fault asked for"):
-            watch.look()
+            watch.check()
     paper.faults = lambda number, what: None
-    watch.look()
-    assert said[-2].startswith(f"{victim}: lost; making others.") and len(paper.servers()) == 2
+    watch.check()
+    assert said[-2].startswith(f"{victim}: lost; creating others.") and len(paper.servers()) == 2
 
 
 @pytest.fixture
@@ -296,7 +308,12 @@ def scraping(cloud, folder, said, rules, nodes=2):
     )
     accounts = hetzner.accounts(TOKEN, endpoint=cloud.url)
     with lifecycle.swarm_engine(
-        accounts, orders, folder / "parcels", tell=said.append, stop=Event(), board=SwarmStatus()
+        accounts,
+        orders,
+        folder / "parcels",
+        report=said.append,
+        stop=Event(),
+        swarm_status=SwarmStatus(),
     ) as engine:
         yield engine
     assert [server["name"] for server in cloud.servers()] == ["stranger"]
@@ -336,9 +353,9 @@ def test_a_node_that_dies_is_replaced(cloud, tmp_path, deleted):
             cloud.hosts.all[victim].off()
         jobs.until(lambda: ours(cloud, "node") not in ([victim], []))
         [fresh] = ours(cloud, "node")
-        assert not engine.gather([fresh], timeout=jobs.LIMIT)
+        assert not engine.await_nodes([fresh], timeout=jobs.LIMIT)
         assert done(engine, tmp_path, 2) == {"job0": "done", "job1": "done"}
-    assert f"{victim}: lost; making others." in said
+    assert f"{victim}: lost; creating others." in said
 
 
 @needs_hosts
@@ -353,17 +370,20 @@ def test_a_server_that_does_not_come_up_keeps_no_other_waiting(cloud, tmp_path):
         [late] = {*ours(cloud, "node")} - {one, other}
         cloud.hosts.dark = False
         cloud.hosts.all[other].off()
-        jobs.until(lambda: f"{other}: lost; making others." in said)
+        jobs.until(lambda: f"{other}: lost; creating others." in said)
         jobs.until(lambda: {*ours(cloud, "node")} - {other, late})
         [fresh] = {*ours(cloud, "node")} - {other, late}
-        assert not engine.gather([fresh], timeout=jobs.LIMIT)
+        assert not engine.await_nodes([fresh], timeout=jobs.LIMIT)
         cloud.hosts.all[late].cable(plugged=True)
-        assert not engine.gather([late], timeout=jobs.LIMIT)
+        assert not engine.await_nodes([late], timeout=jobs.LIMIT)
 
 
 @needs_hosts
 def test_a_node_that_stands_still_is_restarted(cloud, tmp_path):
-    said, rules = [], HealthRules(look=0.3, silent=600, still=3, sure=1, again=jobs.LIMIT)
+    said, rules = (
+        [],
+        HealthRules(interval=0.3, max_silence=600, stalled=3, grace=1, restart_grace=jobs.LIMIT),
+    )
     with scraping(cloud, tmp_path, said, rules) as engine:
         before = ours(cloud, "node")
         engine.submit("still", jobs.hang, tmp_path, limit=600)
@@ -380,7 +400,7 @@ def test_a_head_that_is_lost_is_replaced_and_its_jobs_are_done_again(cloud, tmp_
         [victim] = ours(cloud, "head")
         cloud.hosts.all[victim].off()
         jobs.until(lambda: ours(cloud, "head") not in ([victim], []))
-        assert not engine.gather(ours(cloud, "head") + ours(cloud, "node"), timeout=jobs.LIMIT)
+        assert not engine.await_nodes(ours(cloud, "head") + ours(cloud, "node"), timeout=jobs.LIMIT)
         assert done(engine, tmp_path, 2) == {"job0": "done", "job1": "done"}
         engine.submit("more", jobs.double, 21, limit=jobs.LIMIT)
         assert engine.take(timeout=jobs.LIMIT) == ("more", 42)
@@ -390,11 +410,8 @@ def test_a_head_that_is_lost_is_replaced_and_its_jobs_are_done_again(cloud, tmp_
 def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path, monkeypatch):
     """Half an hour before the second one, which is as near to it as the settings say."""
     for name, seconds in {
-        "_COST_INTERVAL": 0.1,
-        "_DRAIN_TIMEOUT": 2000,
-        "_DELETE_BEFORE": 1900,
-        "_LOGS_TIMEOUT": 60,
-    }.items():
+        "_COST_INTERVAL": 0.1, "_DRAIN_TIMEOUT": 2000, "_DELETE_BEFORE": 1900, "_LOGS_TIMEOUT": 60,
+    }.items():  # fmt: skip
         monkeypatch.setattr(lifecycle, name, seconds)
     together, fetch_log = Barrier(2, timeout=jobs.LIMIT), install.fetch_log
 
@@ -406,18 +423,22 @@ def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path,
     orders = lifecycle.SwarmConfig(
         limits=ServerLimits(nodes=2, max_cost=0.014), state=tmp_path / "run/swarm"
     )
-    accounts, stop, board = hetzner.accounts(TOKEN, endpoint=cloud.url), Event(), SwarmStatus()
-    lifecycle.create_swarm(accounts, orders, tell=lambda _: None)
+    accounts, stop, swarm_status = (
+        hetzner.accounts(TOKEN, endpoint=cloud.url),
+        Event(),
+        SwarmStatus(),
+    )
+    lifecycle.create_swarm(accounts, orders, report=lambda _: None)
     began = datetime.now(timezone.utc) - timedelta(minutes=30)
     mine = [each for each in cloud.servers() if each["name"] != "stranger"]
     for server in mine:
         server["created"] = began.isoformat()
     with lifecycle.swarm_engine(
-        accounts, orders, tmp_path, tell=lambda _: None, stop=stop, board=board
+        accounts, orders, tmp_path, report=lambda _: None, stop=stop, swarm_status=swarm_status
     ):
         assert stop.wait(jobs.LIMIT)
         jobs.until(lambda: [each["name"] for each in cloud.servers()] == ["stranger"])
-    assert board.spent == pytest.approx(0.014)
+    assert swarm_status.spent == pytest.approx(0.014)
     logs = {path.name for path in (orders.state / "logs").iterdir()}
     assert logs == {f"{each['name']}.log" for each in mine}
 
@@ -428,16 +449,16 @@ def test_the_ceiling_holds_without_a_terminal(cloud, tmp_path, monkeypatch):
     limits = ServerLimits(nodes=1, max_cost=0.01)
     orders = lifecycle.SwarmConfig(limits=limits, state=tmp_path / "run/swarm", rules=RULES)
     accounts, stop = hetzner.accounts(TOKEN, endpoint=cloud.url), Event()
-    lifecycle.create_swarm(accounts, orders, tell=lambda _: None)
+    lifecycle.create_swarm(accounts, orders, report=lambda _: None)
     for server in cloud.servers():
         server["created"] = "2026-01-01T00:00:00+00:00"
 
-    def tell(sentence):
-        if "the ceiling of EUR 0.01" in sentence:
+    def report(sentence):
+        if "the cost limit of EUR 0.01" in sentence:
             raise OSError("there is no terminal any more")
 
     with lifecycle.swarm_engine(
-        accounts, orders, tmp_path, tell=tell, stop=stop, board=SwarmStatus()
+        accounts, orders, tmp_path, report=report, stop=stop, swarm_status=SwarmStatus()
     ):
         assert stop.wait(jobs.LIMIT)
     assert [server["name"] for server in cloud.servers()] == ["stranger"]

@@ -15,13 +15,13 @@ from cahlib.core.records import DropReason
 from cahlib.crawl.shards import list_shards
 from cahlib.demo import world
 from cahlib.engine import local
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import remote_engine
 from cahlib.parcel import parcel as parcels
 from cahlib.run.scrape import scrape
 from cahlib.swarm import install
 from cahlib.swarm.hetzner import accounts
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.planner import ServerLimits, plan_servers
 from cahlib.swarm.provisioning import Provisioner
@@ -67,11 +67,11 @@ def scrapers(logins, tmp_path):
     reach = ClusterAddress(
         address=f"tls://{logins[0].address}:{install.SCHEDULER_PORT}",
         keys=logins[0].keys,
-        away="/home/crawl/parcels",
+        parcel_folder="/home/crawl/parcels",
         patience=10,
     )
     with remote_engine(reach, tmp_path / "home") as scrapers:
-        assert not scrapers.gather([login.name for login in logins], timeout=jobs.LIMIT)
+        assert not scrapers.await_nodes([login.name for login in logins], timeout=jobs.LIMIT)
         yield scrapers
 
 
@@ -141,20 +141,24 @@ def test_a_restarted_service_is_back(logins, scrapers):
         # until it is the user's own, it is systemd's
         jobs.until(lambda: node.run(f"kill -9 {process(node)} 2>&1 || true") == "")
         jobs.until(lambda: process(node) not in ("0", before))
-    assert not scrapers.gather(["beta"], timeout=jobs.LIMIT)
+    assert not scrapers.await_nodes(["beta"], timeout=jobs.LIMIT)
 
 
 def test_a_machine_that_does_not_come_up_shows_what_cloud_init_said(logins, goods):
     broken = dataclasses.replace(goods, pins=f"{goods.pins}aiohttp==0\n")
-    steps, admit = [], hosts.admitted(logins)
+    steps, networks_for = [], hosts.admitted(logins)
     with pytest.raises(install.NotReady) as caught:
         install.set_up_node(
-            logins[1], broken, head=logins[0], admit=admit, step=lambda *s: steps.append(s)
+            logins[1],
+            broken,
+            head=logins[0],
+            networks_for=networks_for,
+            step=lambda *s: steps.append(s),
         )
     said = str(caught.value).partition("cloud-init-output.log on beta:")[2]
     assert "Cloud-init" in said and len(said.splitlines()) < 20
     assert steps == [("beta", step) for step in ("ssh", "boot", "install")]
-    install.set_up_node(logins[1], goods, head=logins[0], admit=admit)
+    install.set_up_node(logins[1], goods, head=logins[0], networks_for=networks_for)
 
 
 def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers, tmp_path):
@@ -172,7 +176,7 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
         for shard in todo:
             given = (shard.id, scrape, shard, *settings, scrapers.folder)
             scrapers.submit(*given, limit=60, files=files.values())
-        jobs.until(scrapers.told)
+        jobs.until(scrapers.reports)
         install.restart_service(logins[0])
         running.all["beta"].off()
         far = dict(scrapers.take(timeout=jobs.LIMIT) for _ in todo)
@@ -188,7 +192,7 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
             i.sha256 for i in parcels.read_images(near[shard.id])
         ]
     running.power(running.all["beta"])
-    assert not scrapers.gather(["beta"], timeout=jobs.LIMIT)
+    assert not scrapers.await_nodes(["beta"], timeout=jobs.LIMIT)
 
 
 def test_a_watchdog_is_alone_with_its_token(logins, running, goods):
@@ -204,7 +208,9 @@ def test_a_watchdog_is_alone_with_its_token(logins, running, goods):
         for silence in (600, 1):
             dog = dataclasses.replace(dog, silence=silence)
             told = dataclasses.replace(goods, watchdog=lambda name, dog=dog: dog.told(head, made))
-            install.set_up_node(logins[0], told, head=logins[0], admit=hosts.admitted(logins))
+            install.set_up_node(
+                logins[0], told, head=logins[0], networks_for=hosts.admitted(logins)
+            )
             with ssh_session(logins[0]) as node:
                 for secret in (
                     "cat /etc/cahlib/watchdog.json",
@@ -216,6 +222,6 @@ def test_a_watchdog_is_alone_with_its_token(logins, running, goods):
                         node.run(secret)
         jobs.until(lambda: not cloud.servers("token-of-ada"))
         assert token not in install.node_log(logins[0], lines=1000)
-    install.set_up_node(logins[0], goods, head=logins[0], admit=hosts.admitted(logins))
+    install.set_up_node(logins[0], goods, head=logins[0], networks_for=hosts.admitted(logins))
     with ssh_session(logins[0]) as node:
         assert node.run("systemctl is-active crawl-watchdog || true").strip() == "inactive"

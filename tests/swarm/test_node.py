@@ -19,8 +19,8 @@ from cryptography import x509
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.secret_store import secret_path
 from cahlib.engine import certificates as key_files
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.swarm import hetzner, install, lifecycle, server_image, wheel
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import HERE, user_data
 from cahlib.swarm.planner import ServerLimits
 from tests.world import cloud as clouds
@@ -93,8 +93,8 @@ def test_certificates_are_renewed_before_servers_are_made(tmp_path, monkeypatch)
     monkeypatch.setattr(key_files, "_MIN_REMAINING", days(31))  # so those of today end soon
     with clouds.serve(clouds.Cloud({"token": clouds.Account(limit=0)})) as cloud:
         accounts = hetzner.accounts("token", endpoint=cloud.url)
-        with pytest.raises(RunError, match="no account took"):
-            lifecycle.create_swarm(accounts, orders, tell=lambda _: None)
+        with pytest.raises(RunError, match="no account accepted"):
+            lifecycle.create_swarm(accounts, orders, report=lambda _: None)
     assert keys.authority().public.read_bytes() != before
 
 
@@ -279,7 +279,7 @@ def test_no_image_will_do(needs, wheels, said):
 
 
 def test_an_empty_wheelhouse_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="holds no wheels"):
+    with pytest.raises(ConfigError, match="contains no wheels"):
         install.make_package(tmp_path / "wheel", wheelhouse=tmp_path)
 
 

@@ -113,7 +113,7 @@ def test_servers_cost_what_the_best_of_all_choices_costs_with_stock_and_limits(s
         best = cheapest_nodes(pair, nodes)
         paid = sum(map(core_price, made))
         assert best * 0.999 < paid < best * (1.001 if spread == 1 else MAX_SPREAD), (pair, nodes)
-        short = f"going on with {len(made)} of {nodes} servers."
+        short = f"continuing with {len(made)} of {nodes} servers."
         assert (short in said) == (len(made) < nodes)
         found += 1
 
@@ -173,7 +173,7 @@ def test_a_swarm_is_spread_over_places_that_cost_nearly_the_same_and_over_no_oth
 def test_a_replacement_comes_to_where_the_swarm_is_thin():
     one = Catalogue("account 1", dict.fromkeys(EU, 9))
     left = [EU[0], EU[2]]
-    [(_, fresh)] = plan_servers([one], ServerLimits(nodes=3)).missing(
+    [(_, fresh)] = plan_servers([one], ServerLimits(nodes=3)).offers_to_order(
         [("account 1", o) for o in EU], left, 9
     )
     assert fresh == EU[1]
@@ -193,7 +193,7 @@ def test_where_the_best_does_not_fit_the_ceiling_smaller_ones_are_planned():
     } == {"cx23"}
     for_hours = ServerLimits(nodes=4, max_cost=0.2, hours=8)  # 4 cx53 would end it after one hour
     assert {each.type for each in plan_servers([one], for_hours).first} == {"cx23"}
-    with pytest.raises(ConfigError, match="4 nodes costs EUR 0.0240, .* which 0.18 are spent"):
+    with pytest.raises(ConfigError, match="4 nodes costs EUR 0.0240, .* which 0.18 is spent"):
         plan_servers([one], ServerLimits(nodes=4, max_cost=0.2, spent=0.18))
 
 
@@ -203,15 +203,15 @@ def test_at_a_limit_of_cores_smaller_servers_are_tried_and_what_is_missing_is_sa
         "r1", plan_servers([one], ServerLimits(nodes=4)), lambda name: "", said.append
     ).fill()
     assert [each.type for each in one.made] == ["cx53", "cx23", "cx23"]
-    assert said[-1] == "going on with 3 of 4 servers."
+    assert said[-1] == "continuing with 3 of 4 servers."
     assert len([each for each in said if "core limit" in each]) == 2
 
 
 def test_the_plan_shows_what_it_leaves_out_and_why():
     others = [
         offer("cax41", "fsn1", 16, 0.02, architecture="arm"),
-        offer("cx43", "fsn1", 8, 0.013, lacks="sold out"),
-        offer("old", "fsn1", 16, 0.01, lacks="being withdrawn"),
+        offer("cx43", "fsn1", 8, 0.013, unavailable="sold out"),
+        offer("old", "fsn1", 16, 0.01, unavailable="being withdrawn"),
         offer("tiny", "fsn1", 1, 0.001, memory=1),
     ]
     one = Catalogue("account 1", dict.fromkeys([*EU, *SMALL, *FAR, *others], 9))
@@ -225,8 +225,8 @@ def test_the_plan_shows_what_it_leaves_out_and_why():
         "cx43": "sold out",
         "old": "being withdrawn",
         "tiny": "too little memory (at least 2 GB)",
-        "cx23": "1.7 times as dear a core",
-        "cpx51": "7.1 times as dear a core",
+        "cx23": "1.7 times the price per core",
+        "cpx51": "7.1 times the price per core",
     }.items():
         assert told[type].endswith(why), told[type]
     assert lines[-1].startswith("EUR 0.1120 an hour for 64 cores, with IPv4 and tax")
@@ -238,13 +238,13 @@ def test_arm64_is_planned_where_its_wheels_are_brought():
     with pytest.raises(RunError, match=r"now \(cax41: arm64: the .* has no wheel\); try again"):
         plan_servers([one], ServerLimits(nodes=1))
     both = Catalogue("account 1", {arm: 9, **dict.fromkeys(EU, 9)})
-    with pytest.raises(ConfigError, match=r"'cax41' does not serve \(arm64: .*from cx53\."):
+    with pytest.raises(ConfigError, match=r"'cax41' is not suitable \(arm64: .*from cx53\."):
         plan_servers([both], ServerLimits(nodes=1, server_type="cax41"))
     assert plan_servers([one], ServerLimits(nodes=1, arm=True)).first == [arm]
 
 
 def test_where_nothing_fits_the_reasons_are_said():
-    sold = [offer(type, "fsn1", 2, 0.01, lacks="sold out") for type in ("cx23", "cx33")]
+    sold = [offer(type, "fsn1", 2, 0.01, unavailable="sold out") for type in ("cx23", "cx33")]
     small = offer("tiny", "fsn1", 1, 0.001, memory=1)
     with pytest.raises(RunError, match=r"\(cx23, cx33: sold out; tiny: too little memory .*; try"):
         plan_servers(
@@ -254,14 +254,14 @@ def test_where_nothing_fits_the_reasons_are_said():
 
 def test_the_plan_says_what_a_crash_costs_before_the_head_can_see_it():
     one = Catalogue("account 1", dict.fromkeys(EU, 9))
-    told = plan_servers([one], ServerLimits(nodes=1, watchdog=60)).crash()
-    assert "deletes the servers 60 minutes later; before the head is up, they go on" in told
+    told = plan_servers([one], ServerLimits(nodes=1, watchdog=60)).crash_note()
+    assert "deletes the servers 60 minutes later; before the head is up, they keep costing" in told
     assert "costing EUR 0.0280 an hour until somebody" in told
 
 
 def test_a_currency_is_shown_as_it_is_and_two_are_not_compared():
     dollars = Catalogue("account 1", {replace(each, currency="USD"): 9 for each in EU})
     planned = plan_servers([dollars], ServerLimits(nodes=1, max_cost=1))
-    assert "USD/h" in planned.table() and "At most USD 1.00" in planned.promise()
+    assert "USD/h" in planned.table() and "At most USD 1.00" in planned.terms()
     with pytest.raises(ConfigError, match="pay in EUR and USD"):
         plan_servers([dollars, Catalogue("account 2", dict.fromkeys(EU, 9))], ServerLimits(nodes=1))

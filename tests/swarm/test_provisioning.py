@@ -10,11 +10,11 @@ import pytest
 
 from cahlib.core.errors import ConfigError, RunError, Stopped
 from cahlib.core.progress import SwarmStatus
-from cahlib.engine.certificates import SwarmKeys
 from cahlib.swarm import lifecycle
 from cahlib.swarm import provisioning as fleets
 from cahlib.swarm.billing import Billing
 from cahlib.swarm.hetzner import accounts
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.planner import ServerLimits, plan_servers
 from cahlib.swarm.provider import DenialReason, Denied, Server, list_servers
 from cahlib.swarm.provisioning import Provisioner, delete_labelled, provisioned
@@ -79,7 +79,7 @@ def test_what_is_much_dearer_than_planned_is_not_taken_instead(cloud, monkeypatc
     monkeypatch.setitem(TYPES, "ccx63", (48, 192, "x86", 0.899))
     swarm, told = made(cloud, nodes=2, max_cost=5)
     sold_out(cloud, "cx23", "cx33")
-    with pytest.raises(RunError, match="no account took a single server"), hold(swarm):
+    with pytest.raises(RunError, match="no account accepted an order"), hold(swarm):
         pass
     assert "from EUR 0.0120 an hour, is too expensive: a server or a core costs over 3" in told[-1]
     assert nothing_is_left(cloud)
@@ -92,10 +92,10 @@ def test_the_ceiling_holds_for_what_is_taken_instead_and_for_replacements(cloud)
         [server] = swarm.servers()
         assert any(f"{server.name}: cx33 at" in line and "EUR 0.0190" in line for line in told)
         swarm.remove(server)
-        with pytest.raises(RunError, match="no account took"):
+        with pytest.raises(RunError, match="no account accepted"):
             swarm.fill()
         assert "than max_cost leaves" in told[-1]
-        assert "going on with 1 of 2 servers." in told
+        assert "continuing with 1 of 2 servers." in told
         assert swarm.spent() == pytest.approx(0.019)
 
 
@@ -103,26 +103,26 @@ def test_the_ceiling_holds_for_all_launches_of_a_run_together(cloud, tmp_path):
     theirs = accounts(f"{ONE},{TWO}", endpoint=cloud.url, poll=0.01)
     orders = lifecycle.SwarmConfig(limits=ServerLimits(nodes=2, max_cost=0.03), state=tmp_path)
     for spent in (0.0, 0.014):
-        bills = Billing.of(tmp_path)
-        assert bills.spent(time.time()) == pytest.approx(spent)
+        billing = Billing.load(tmp_path)
+        assert billing.spent(time.time()) == pytest.approx(spent)
         wanted = lifecycle.plan_swarm(theirs, orders)
-        with hold(Provisioner("r1", wanted, lambda name: "", lambda _: None, bills=bills)):
+        with hold(Provisioner("r1", wanted, lambda name: "", lambda _: None, billing=billing)):
             pass
-    with pytest.raises(ConfigError, match="ceiling of EUR 0.03, of which 0.03 are spent"):
+    with pytest.raises(ConfigError, match="limit of EUR 0.03, of which 0.03 is spent"):
         lifecycle.plan_swarm(theirs, orders)
-    told = Billing.of(tmp_path).told(time.time())
-    assert told == "EUR 0.0280 in all, with IPv4 and tax, for 4 servers, all of them gone."
+    told = Billing.load(tmp_path).summary(time.time())
+    assert told == "EUR 0.0280 in total, with IPv4 and tax, for 4 servers, all of them deleted."
 
 
 def test_an_account_that_cannot_be_read_begins_anew_and_one_that_returns_goes_on(tmp_path):
     (tmp_path / "account.json").write_text("{")
-    bills = Billing.of(tmp_path)
-    bills.open("a", 0.01, 1000)
-    bills.close(["a"], 1000 + 7000)  # the cloud did not list it for a moment
-    assert bills.gone(9000) == pytest.approx(0.02) and not bills.running()
-    bills.open("a", 0.01, 1000)
-    assert Billing.of(tmp_path).cost("a", 1000 + 7300) == pytest.approx(0.03)
-    assert "for 1 server, none of them gone" in bills.told(8000)
+    billing = Billing.load(tmp_path)
+    billing.open("a", 0.01, 1000)
+    billing.close(["a"], 1000 + 7000)  # the cloud did not list it for a moment
+    assert billing.past_cost(9000) == pytest.approx(0.02) and not billing.running()
+    billing.open("a", 0.01, 1000)
+    assert Billing.load(tmp_path).cost("a", 1000 + 7300) == pytest.approx(0.03)
+    assert "for 1 server, none of them deleted" in billing.summary(8000)
 
 
 def test_a_ceiling_of_just_the_plans_price_is_enough(cloud):
@@ -142,7 +142,7 @@ def test_what_came_up_is_kept_when_no_account_takes_more(cloud):
 def test_no_quota_at_all_is_one_sentence(cloud):
     cloud.accounts[ONE].limit = cloud.accounts[TWO].limit = 0
     swarm, _ = made(cloud)
-    with pytest.raises(RunError, match="not|no account took"), hold(swarm):
+    with pytest.raises(RunError, match="not|no account accepted"), hold(swarm):
         pass
     assert nothing_is_left(cloud)
 
@@ -151,8 +151,8 @@ def test_no_quota_at_all_is_one_sentence(cloud):
     ("limits", "sentence"),
     [
         ({"nodes": 1, "cores": 1}, "either a number of servers or of cores"),
-        ({"nodes": 0}, "0 nodes"),
-        ({"nodes": 10_000}, "10000 nodes"),
+        ({"nodes": 0}, " 0 is not a valid number of nodes"),
+        ({"nodes": 10_000}, "10000 is not a valid number of nodes"),
         ({"location": "moon"}, "location: 'moon' .* fsn1"),
         ({"server_type": "cx11"}, "server_type: 'cx11' .* cx23"),
         ({"max_cost": 0.001}, "max_cost: .* 0.0210"),
@@ -174,7 +174,9 @@ def test_a_wrong_token_is_one_sentence_without_the_token(cloud):
 @pytest.mark.parametrize("from_call", [1, 2, 3])
 def test_what_is_not_the_clouds_api_gets_a_sentence(cloud, from_call):
     cloud.faults = lambda number, what: "nonsense" if number >= from_call else None
-    with pytest.raises(Denied, match="account 1: what answers is not Hetzner's API, perhaps a pr"):
+    with pytest.raises(
+        Denied, match="account 1: the answer is not from Hetzner's API, perhaps from a pr"
+    ):
         made(cloud)
         list_servers(accounts(ONE, endpoint=cloud.url, poll=0.01), {})
 
@@ -195,7 +197,7 @@ def test_of_two_tokens_the_bad_one_is_named_and_the_good_one_works(cloud, writes
         tokens = f"{ONE},token-unknown"
     cloud.accounts[TWO].writes = bool(writes)
     swarm, _ = made(cloud, tokens=tokens)
-    assert "account 2: " in swarm.plan.table() and "It is left out." in swarm.plan.table()
+    assert "account 2: " in swarm.plan.table() and "It is skipped." in swarm.plan.table()
     with hold(swarm):
         assert len(cloud.servers(ONE)) == 3 and not cloud.servers(TWO)
     assert nothing_is_left(cloud)
@@ -348,7 +350,7 @@ def test_nothing_disturbs_the_deletion(cloud, number, capfd):
     finally:
         signal.signal(number, before)
     assert nothing_is_left(cloud)
-    would = "2 servers are still being deleted, and would be left at EUR 0.0140 an hour"
+    would = "2 servers are still being deleted, and would otherwise keep costing EUR 0.0140 an hour"
     assert (would in capfd.readouterr().err) == (number is signal.SIGINT)
     assert "deleting 2 servers …" in told
 
@@ -363,7 +365,7 @@ def test_servers_of_runs_that_are_over_are_told_of_with_price_and_command(cloud)
         assert sentence.startswith("2 servers of run r1 are still there") and "0.0140" in sentence
         assert sentence.endswith("`cah swarm down --run r1`.")
         swarm.clock = lambda: later
-        swarm.mark()
+        swarm.heartbeat()
         assert orphan_warnings(swarm.accounts, now=later + 200) == []
         assert len(swarm.servers()) == 2  # a mark takes no other label away
 
@@ -384,7 +386,7 @@ def test_a_run_that_finds_its_servers_counts_what_they_have_cost(cloud):
     swarm.clock = lambda: time.time() + 3600
     with hold(swarm):
         assert swarm.spent() == pytest.approx(2 * 2 * 0.007)
-        assert swarm.bills.hourly() == pytest.approx(2 * 0.007)
+        assert swarm.billing.hourly() == pytest.approx(2 * 0.007)
     assert nothing_is_left(cloud)
 
 
@@ -413,7 +415,7 @@ def test_what_is_known_of_the_servers_fits_together_while_two_threads_change_it(
     with hold(swarm):
         with shaken(fleets):
             together(replace, look)
-        assert swarm.bills.hourly() == pytest.approx(3 * 0.007)
+        assert swarm.billing.hourly() == pytest.approx(3 * 0.007)
 
 
 def test_servers_are_let_out_to_the_web_to_names_and_to_each_other_alone(cloud):
@@ -424,7 +426,7 @@ def test_servers_are_let_out_to_the_web_to_names_and_to_each_other_alone(cloud):
     assert ruled(cloud) == dict.fromkeys(open_ | {("in", "tcp", "22")}, {"0.0.0.0/0", "::/0"})
     for many in (3, 250, 1):
         networks = [f"192.0.2.{number}/32" for number in range(many)]
-        swarm.admit(networks)
+        swarm.allow_networks(networks)
         dask = {(way, "tcp", port) for way in ("in", "out") for port in ("8786", "9000-9099")}
         assert {each: ruled(cloud)[each] for each in dask} == dict.fromkeys(dask, set(networks))
         assert ruled(cloud).keys() == open_ | dask | {("in", "tcp", "22")}

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cahlib.engine.certificates import SwarmKeys
+from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.ssh import CommandFailed, Login, Unreachable, await_ssh, ssh_session
 from tests.world import hosts

@@ -57,10 +57,10 @@ def test_work_begins_with_the_head_while_another_server_is_not_up(cloud):
             assert go.wait(LIMIT)
 
     startup = Startup(bring_up)
-    leader = start_head(fleet, startup, itself, tell=print)
+    leader = start_head(fleet, startup, itself, report=print)
     assert startup.up() == [leader.name] and len(startup.pending()) == 2
     go.set()
-    start_others(fleet, startup, itself, leader, tell=print)
+    start_others(fleet, startup, itself, leader, report=print)
     assert len(startup.up()) == 3 and leader.name == head(cloud)
 
 
@@ -78,7 +78,7 @@ def test_if_the_head_does_not_boot_another_one_leads_and_the_others_join_it(clou
         joined[login.name] = head.name
 
     startup = Startup(bring_up)
-    leader = start_head(fleet, startup, itself, tell=print, late=0)
+    leader = start_head(fleet, startup, itself, report=print, late=0)
     assert leader.name == head(cloud) != first
     until(lambda: len(startup.up()) >= 2)
     go.set()
@@ -100,7 +100,7 @@ def test_servers_that_are_taken_down_on_their_way_are_not_waited_for(cloud):
 
     try:
         with pytest.raises(Stopped, match="were deleted"):
-            start_head(fleet, Startup(bring_up), itself, tell=print)
+            start_head(fleet, Startup(bring_up), itself, report=print)
     finally:
         go.set()
     assert not cloud.servers()
@@ -114,7 +114,7 @@ def test_what_fails_everywhere_for_the_same_reason_ends_it_after_the_first_round
         raise not_ready(login, CommandFailed(pip))
 
     with pytest.raises(RunError, match="all for the same reason: (?s:.)*no wheel for pycld2"):
-        start_head(made(cloud, said), Startup(bring_up), itself, tell=said.append)
+        start_head(made(cloud, said), Startup(bring_up), itself, report=said.append)
     assert cloud.calls.count("POST /servers") == 3
 
 
@@ -125,7 +125,7 @@ def test_what_does_not_answer_is_replaced_before_it_is_given_up(cloud):
         raise not_ready(login, Unreachable("no SSH within 180 s"))
 
     with pytest.raises(RunError, match="no head came up"):
-        start_head(made(cloud, said), Startup(bring_up), itself, tell=said.append)
+        start_head(made(cloud, said), Startup(bring_up), itself, report=said.append)
     assert cloud.calls.count("POST /servers") == 9 and not cloud.servers()
 
 
@@ -138,7 +138,7 @@ def test_servers_that_fail_beside_others_are_replaced(cloud):
             raise not_ready(login, CommandFailed("its disk is broken"))
 
     fleet, startup = made(cloud, said, nodes=2), Startup(bring_up)
-    leader = start_head(fleet, startup, itself, tell=said.append)
-    start_others(fleet, startup, itself, leader, tell=said.append)
+    leader = start_head(fleet, startup, itself, report=said.append)
+    start_others(fleet, startup, itself, leader, report=said.append)
     assert len(startup.up()) == 2 and bad[0] not in startup.up()
     assert any("its disk is broken" in sentence for sentence in said)

@@ -26,9 +26,16 @@ SERVER = Server(
 )
 
 
-def worker(name="cah-1-0", seen=1.0, jobs=("a-0",)):
+def worker(name="cah-1-0", silence=1.0, jobs=("a-0",)):
     return cluster.WorkerState(
-        name=name, host="", slots=1, seen=seen, memory=0, jobs=jobs, still=0, version="0.1.0+g1"
+        name=name,
+        host="",
+        slots=1,
+        silence=silence,
+        memory=0,
+        jobs=jobs,
+        stalled=0,
+        version="0.1.0+g1",
     )
 
 
@@ -40,7 +47,11 @@ def report(links):
 
 
 def test_a_node_is_told_with_all_that_is_known_of_it():
-    workers = [worker(), worker("cah-1-1", seen=3, jobs=("b-0",)), worker("cah-11", jobs=("c-0",))]
+    workers = [
+        worker(),
+        worker("cah-1-1", silence=3, jobs=("b-0",)),
+        worker("cah-11", jobs=("c-0",)),
+    ]
     work = workers, {"a-0": 10.0, "b-0": 5.0, "c-0": 99.0}
     node = status.describe_server(SERVER, work, cost=0.014, line="all is well")
     assert json.loads(json.dumps(asdict(node))) == {
@@ -62,7 +73,7 @@ def test_a_node_is_told_with_all_that_is_known_of_it():
     [
         (SERVER, [], "install"),
         (SERVER, [worker(jobs=())], "idle"),
-        (SERVER, [worker(seen=60)], "silent"),
+        (SERVER, [worker(silence=60)], "silent"),
         (replace(SERVER, status="off"), [worker()], "off"),
     ],
 )
@@ -147,14 +158,14 @@ def test_the_way_up_is_a_bar_with_an_estimate_until_somebody_works():
 
 
 def test_servers_that_are_brought_up_alone_are_a_bar_in_a_terminal_and_lines_elsewhere(capsys):
-    board = SwarmStatus(nodes=on_their_way("install"))
-    with console.startup_bar(board, terminal := Terminal()) as tell:
-        tell("cah-1: made")
-        tell(Transient("install: cah-1"))
+    swarm_status = SwarmStatus(nodes=on_their_way("install"))
+    with console.startup_bar(swarm_status, terminal := Terminal()) as report:
+        report("cah-1: made")
+        report(Transient("install: cah-1"))
         until(lambda: "servers come up 60 %" in terminal.getvalue())
     assert "cah-1: made\n" in terminal.getvalue()
-    with console.startup_bar(board, io.StringIO()) as tell:
-        tell(Transient("install: cah-1"))
+    with console.startup_bar(swarm_status, io.StringIO()) as report:
+        report(Transient("install: cah-1"))
     assert capsys.readouterr().err == "install: cah-1\n"
 
 

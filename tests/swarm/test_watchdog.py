@@ -79,13 +79,17 @@ class World:
         deletes = lambda: [c for c in self.cloud.calls if c.startswith("DELETE /servers")]  # noqa: E731
         self.deletes, began = deletes, []
 
-        def tell(text):
+        def report(text):
             self.said.append(text)
             if text.startswith("Deleting"):
                 began.append(self.now)
 
         dog = head.Watchdog(
-            told_of(self, **told), self.state, tell=tell, clock=lambda: self.now, sleep=self.sleep
+            told_of(self, **told),
+            self.state,
+            report=report,
+            clock=lambda: self.now,
+            sleep=self.sleep,
         )
         try:
             dog.work()
@@ -121,8 +125,8 @@ def test_a_driver_that_died_leaves_its_servers_for_an_hour_and_no_longer(world):
     assert world.watch() == pytest.approx(90 * MINUTE, abs=11 * MINUTE)
     assert world.left == ["r2", "stranger"]
     assert world.deletes()[-1] == f"DELETE /servers/{head_id}"  # itself last
-    assert not any(each.prepared(world.runs["r1"].labels) for each in world.driver)
-    assert world.runs["r1"].taken_down()  # so a driver that comes back makes no others
+    assert not any(each.is_prepared(world.runs["r1"].labels) for each in world.driver)
+    assert world.runs["r1"].is_taken_down()  # so a driver that comes back makes no others
 
 
 def test_a_driver_that_never_came_is_not_waited_for(world):
@@ -202,7 +206,7 @@ def test_a_token_that_is_refused_deletes_nothing_and_is_asked_again(world):
     account = world.cloud.accounts.pop(OWN)
     world.events = {2 * HOUR: lambda: world.cloud.accounts.update({OWN: account})}
     assert world.watch() == pytest.approx(3 * HOUR, abs=11 * MINUTE)
-    assert "The token is refused (401); asking again." in world.said
+    assert "The token was refused (401); asking again." in world.said
 
 
 def test_a_cloud_that_fails_while_they_are_deleted_is_asked_until_they_are_gone(world):
@@ -221,12 +225,12 @@ def test_a_cloud_that_fails_while_they_are_deleted_is_asked_until_they_are_gone(
 def test_answers_that_are_none_are_the_clouds_trouble(world):
     world.cloud.answer = lambda *_: []  # JSON, but nothing of Hetzner's
     assert world.watch() == math.inf
-    assert any("answer is not understood" in each for each in world.said)
+    assert any("sent an invalid answer" in each for each in world.said)
 
 
 @pytest.mark.parametrize("labels", [{}, {"project": "cahlib"}, {"project": "cahlib", "run": ""}])
 def test_it_never_works_without_the_name_of_a_run(world, labels):
-    with pytest.raises(ValueError, match="all servers would be meant"):
+    with pytest.raises(ValueError, match="they would select all servers"):
         told_of(world, labels=labels)
 
 
@@ -250,13 +254,13 @@ def unmade(cloud, tokens=DRIVER, **limits):
 
 @pytest.mark.parametrize(
     ("token", "sentence"),
-    [("nobody's", "unable to authenticate"), (OTHER, "is of another project than HCLOUD_TOKEN")],
+    [("nobody's", "unable to authenticate"), (OTHER, "is not of the project of HCLOUD_TOKEN")],
 )
 def test_a_token_that_does_not_reach_the_servers_is_refused_before_any_is_made(
     cloud, token, sentence
 ):
     with pytest.raises(ConfigError, match=f"watchdog: CAH_WATCHDOG_TOKEN.*{sentence}"):
-        dog(cloud, token).require(unmade(cloud), "ssh-ed25519 AAAA")
+        dog(cloud, token).check_token(unmade(cloud), "ssh-ed25519 AAAA")
     things = [t for each in cloud.accounts.values() for t in each.things.values()]
     assert not any(things)
 
@@ -264,15 +268,15 @@ def test_a_token_that_does_not_reach_the_servers_is_refused_before_any_is_made(
 def test_a_token_that_only_reads_is_refused(cloud):
     cloud.accounts[OWN] = Account(writes=False)
     with pytest.raises(ConfigError, match="permission to read and write"):
-        dog(cloud).require(unmade(cloud), "ssh-ed25519 AAAA")
+        dog(cloud).check_token(unmade(cloud), "ssh-ed25519 AAAA")
 
 
 def test_a_project_with_other_servers_is_refused(cloud):
     cloud.stranger(DRIVER)
-    with pytest.raises(ConfigError, match=r"other servers \(stranger\), .* for cahlib alone"):
-        dog(cloud).require(unmade(cloud), "ssh-ed25519 AAAA")
-    with pytest.raises(ConfigError, match="works in one project"):
-        dog(cloud).require(unmade(cloud, f"{DRIVER} {OTHER}"), "ssh-ed25519 AAAA")
+    with pytest.raises(ConfigError, match=r"other servers \(stranger\), .* for cahlib only"):
+        dog(cloud).check_token(unmade(cloud), "ssh-ed25519 AAAA")
+    with pytest.raises(ConfigError, match="supports only one project"):
+        dog(cloud).check_token(unmade(cloud, f"{DRIVER} {OTHER}"), "ssh-ed25519 AAAA")
 
 
 @pytest.mark.parametrize("token", ["", " ", DRIVER, f"{OWN},{OTHER}"])
@@ -284,23 +288,24 @@ def test_the_drivers_own_token_is_never_given_away(token):
 
 def test_hours_and_ceiling_become_spans(cloud):
     swarm = unmade(cloud, hours=3, max_cost=1)
-    swarm.bills.open("a", 0.25, swarm.clock() - 0.5 * HOUR)
+    swarm.billing.open("a", 0.25, swarm.clock() - 0.5 * HOUR)
     told = head.Instructions(
-        **json.loads(dog(cloud, began=time.monotonic() - HOUR).told("a", swarm))
+        **json.loads(dog(cloud, began=time.monotonic() - HOUR).instructions("a", swarm))
     )
     assert told.end == pytest.approx(2.5 * HOUR, abs=60)  # two are left, and one half to finish
     assert told.paid == pytest.approx(2 * HOUR, abs=60)
-    swarm.bills.open("b", 0.25, swarm.clock() - 0.5 * HOUR)
-    told = head.Instructions(**json.loads(dog(cloud).told("a", swarm)))
+    swarm.billing.open("b", 0.25, swarm.clock() - 0.5 * HOUR)
+    told = head.Instructions(**json.loads(dog(cloud).instructions("a", swarm)))
     assert told.paid == pytest.approx(1.5 * HOUR, abs=180)  # 4 hours are paid, two of each
     assert (
         OWN not in repr(dog(cloud))
-        and told.launch != head.Instructions(**json.loads(dog(cloud).told("a", swarm))).launch
+        and told.launch
+        != head.Instructions(**json.loads(dog(cloud).instructions("a", swarm))).launch
     )
 
 
 def test_without_limits_there_are_no_spans(cloud):
-    told = head.Instructions(**json.loads(dog(cloud).told("a", unmade(cloud))))
+    told = head.Instructions(**json.loads(dog(cloud).instructions("a", unmade(cloud))))
     assert (told.end, told.paid, told.silence) == (0, 0, HOUR)
 
 
@@ -316,7 +321,7 @@ def test_a_head_deletes_a_swarm_that_nobody_drives(tmp_path):
                 orders = lifecycle.SwarmConfig(
                     limits=ServerLimits(nodes=1), state=state, watchdog=guard
                 )
-                lifecycle.create_swarm(theirs, orders, tell=lambda _: None)
+                lifecycle.create_swarm(theirs, orders, report=lambda _: None)
                 return next(iter(machines.all.values()))
 
             machine = up(dog(cloud))

@@ -54,7 +54,7 @@ class Typed(metaclass=_Kind):
 copyreg.pickle(_Kind, lambda _: (spring, ("type",)))
 
 
-def carried(job):
+def run_remote_job(job):
     """In place of the real one: answer a job by the way that its key names."""
     key = pickle.loads(job)[0][0]
     worker = distributed.get_worker()
@@ -71,7 +71,7 @@ def carried(job):
     if key == "traceback":
         raise ValueError("traceback")
     if key in ELSEWHERE:
-        return encode(JobResult(lacks=(0,), host=ELSEWHERE[key]))
+        return encode(JobResult(missing=(0,), host=ELSEWHERE[key]))
     if key == "nothing":
         return b"nothing"
     return Trap(key)
@@ -86,7 +86,7 @@ _error_message.real = distributed.worker.error_message
 
 
 async def dask_setup(worker):
-    cahlib.engine.worker.carried = carried
+    cahlib.engine.worker.run_remote_job = run_remote_job
     distributed.worker.error_message = _error_message
     get_data = worker.handlers["get_data"]
 

@@ -240,7 +240,9 @@ class Hosts:
 def set_up(logins: list[Login], goods: install.Package) -> dict[str, Exception]:
     """Make nodes of machines that are there, the first one the head; gives what went wrong."""
     startup = Startup(
-        lambda login, head: install.set_up_node(login, goods, head=head, admit=admitted(logins))
+        lambda login, head: install.set_up_node(
+            login, goods, head=head, networks_for=admitted(logins)
+        )
     )
     startup.start(logins, logins[0])
     startup.wait()

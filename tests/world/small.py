@@ -103,11 +103,13 @@ class Here:
         except Exception as error:  # noqa: BLE001 - as a worker's comes back
             return key, error
 
-    def told(self) -> list[Any]:
+    def reports(self) -> list[Any]:
         return []
 
 
 @contextmanager
-def scraping(job: Job, *, stop: threading.Event, board: SwarmStatus) -> Iterator[tuple[Here, Path]]:
+def scraping(
+    job: Job, *, stop: threading.Event, swarm_status: SwarmStatus
+) -> Iterator[tuple[Here, Path]]:
     """For `cahlib.run.pipeline.run`: scrape in its own process."""
     yield Here(), job.output.folder / "run" / "parcels"

@@ -1,7 +1,7 @@
-"""What a server is told at its first boot: the files beside this one, made into cloud-init's form.
+"""The user-data for a server's first boot: the files beside this one, in cloud-init's format.
 
-It does not know who makes the server. Any process on a server can read its user-data: of secrets
-it holds the host's own key, which root could read anyway, and nothing else.
+It does not know who creates the server. Any process on a server can read its user-data: the only
+secret in it is the host's own key, which root could read anyway.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cahlib.engine.certificates import SwarmKeys
+from cahlib.swarm.keys import SwarmKeys
 
 HERE = Path(__file__).parent
 
-#: The user that scrapes and that we log in as.
+#: The user that scrapes, and for logins.
 USER = "crawl"
 HOME = f"/home/{USER}"
 
-#: The user that the scheduler runs as.
+#: The user that runs the scheduler.
 SCHEDULER_USER = "crawl-head"
 
-#: Is there once the first boot has ended.
+#: Exists once the first boot has finished.
 BOOT_MARKER = f"{HOME}/booted"
 
-#: Where parcels lie, if `parcels.mount` could be.
+#: The folder of parcels, if `parcels.mount` is mounted.
 PARCEL_FOLDER = "/var/lib/crawl/parcels"
 
-#: What the head's watchdog is told, token and all: root's alone, empty until a driver wants one.
+#: The watchdog's instructions with its token: readable by root only, empty without a watchdog.
 WATCHDOG_FILE = "/etc/cahlib/watchdog.json"
 
 #: Where each file goes on a node, and its mode.
@@ -48,9 +48,9 @@ _FILES = {
 
 
 def user_data(keys: SwarmKeys, node: str, *, own: str = "") -> str:
-    """cloud-init's user-data for a node, at most 32 KiB.
+    """Return cloud-init's user-data for a node, at most 32 KiB.
 
-    ``own`` is a network that is not public and yet the swarm's, as in tests.
+    ``own`` is a private network that belongs to the swarm, as in tests.
     """
     host = keys.host(node)
     told = {
@@ -63,10 +63,10 @@ def user_data(keys: SwarmKeys, node: str, *, own: str = "") -> str:
                 "groups": "adm,systemd-journal",
                 "ssh_authorized_keys": [keys.ssh().public.read_text().strip()],
             },
-            # whoever scrapes beside the scheduler is not to have its key
+            # scrapers beside the scheduler must not have its key
             {"name": SCHEDULER_USER, "system": True, "no_create_home": True, "lock_passwd": True},
         ],
-        "manage_etc_hosts": "localhost",  # or sudo asks the name servers who we are
+        "manage_etc_hosts": "localhost",  # or sudo asks the name servers for our name
         "disable_root": True,
         "ssh_pwauth": False,
         "ssh_deletekeys": True,
@@ -82,13 +82,13 @@ def user_data(keys: SwarmKeys, node: str, *, own: str = "") -> str:
                 for name, (path, mode) in _FILES.items()
             ),
         ],
-        # one transaction; Debian's own first-boot work may hold dpkg's lock meanwhile
+        # one transaction; Debian's own work at the first boot may hold dpkg's lock
         "apt": {"conf": 'DPkg::Lock::Timeout "300";\nAPT::Install-Recommends "false";\n'},
         "package_update": True,
         "packages": ["ca-certificates", "nftables", "python3-venv", "unbound"],
         "runcmd": [
-            # Parcels lie beside the user's home, in a folder that is root's: there the user cannot
-            # put a link to elsewhere in the place of what root mounts.
+            # Parcels are outside the user's home, in a folder of root's: there the user cannot
+            # replace the mount point by a link.
             "install -d -m 755 /var/lib/crawl",
             "systemctl daemon-reload",
             "systemctl enable --now var-lib-crawl-parcels.mount",
