@@ -161,7 +161,14 @@ def test_a_kernel_is_pushed_followed_and_fetched(service, launch):
     assert {"ticket.json", "pins.txt"} < set(files) and len(files) == 3
     assert (folder / "metadata/metadata_8.parquet").read_bytes() == b"8"
     assert not (folder / "run/parcels").exists() and not (folder.parent / "outside").exists()
-    for word in ("queued", "running", "complete", "| shards 1/2", "11 files", "all servers are deleted"):
+    for word in (
+        "queued",
+        "running",
+        "complete",
+        "| shards 1/2",
+        "11 files",
+        "all servers are deleted",
+    ):
         assert word in launch.text
 
 
