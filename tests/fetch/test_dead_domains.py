@@ -54,7 +54,7 @@ class Here:
         key, function, arguments, limit = self.waiting.pop(0)
         return key, function(*arguments, limit=limit, report=lambda _: None)
 
-    def told(self):
+    def reports(self):
         return []
 
 

@@ -344,7 +344,7 @@ class Near:
 
     def __init__(self, wires, given_back):
         self._wires, self._given_back, self._waiting = wires, given_back, []
-        self.told = list
+        self.reports = list
 
     def __len__(self):
         return len(self._waiting)
