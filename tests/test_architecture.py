@@ -21,21 +21,10 @@ MAY_IMPORT = {
 MAY_IMPORT["run"] = MAY_IMPORT.keys() - {"core", "tracker", "demo", "guide"}
 DOORS = {"commands", "kaggle", "notebook"}
 
-#: Packages whose public top-level names are each defined once in them all.
-NAMED_ONCE = {
-    "crawl",
-    "dataset",
-    "engine",
-    "fetch",
-    "image",
-    "ledger",
-    "model",
-    "parcel",
-    "swarm",
-    "tracker",
-}
 #: Names that others call, which are the same in several files.
 NAMED_TWICE = {
+    "add",  # each module of commands adds its own to the parser
+    "main",  # each program has one
     "dask_setup",  # Dask calls it in each module that it preloads
     *("revision", "down_revision", "upgrade"),  # Alembic reads them in each migration
 }
@@ -125,14 +114,13 @@ def test_a_file_can_be_known_whole():
 def test_public_names_are_defined_once():
     places = defaultdict(list)
     for path in FILES:
-        if part(path) in NAMED_ONCE:
-            for node in ast.parse(path.read_text(encoding="utf-8")).body:
-                names = [node.name] if hasattr(node, "name") else []
-                if isinstance(node, ast.Assign | ast.AnnAssign):
-                    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                    names = [target.id for target in targets if isinstance(target, ast.Name)]
-                for name in names:
-                    places[name].append(str(path.relative_to(PACKAGE)))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [node.name] if hasattr(node, "name") else []
+            if isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [target.id for target in targets if isinstance(target, ast.Name)]
+            for name in names:
+                places[name].append(str(path.relative_to(PACKAGE)))
     public = {name: where for name, where in places.items() if not name.startswith("_")}
     public = {name: where for name, where in public.items() if name not in NAMED_TWICE}
     assert {name: where for name, where in public.items() if len(where) > 1} == {}

@@ -47,7 +47,7 @@ from cahlib.run.orphan_reminder import orphan_reminder
 if TYPE_CHECKING:
     from cahlib.run.result import RunResult
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 #: What the command exits with, whichever it is.
 EXIT_CODES = {
@@ -223,7 +223,7 @@ def _job(chosen: argparse.Namespace) -> Job:
     return build_job(given, read_environment())
 
 
-def _watched(job: Job, work: Callable[..., T]) -> T:
+def _watched(job: Job, work: Callable[..., _T]) -> _T:
     """Do a job's work, showing its progress to the user, who may stop it."""
     from cahlib.commands.console import progress_view
 

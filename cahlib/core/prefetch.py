@@ -16,20 +16,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Abandoned(Exception):
     """Raised inside the stages of a pipeline that was left early."""
 
 
-class StageQueue(Generic[T]):
+class StageQueue(Generic[_T]):
     """The items that one stage has produced and the next has not consumed; iterate to consume."""
 
-    def __init__(self, source: Iterable[T], limit: int, changed: threading.Condition) -> None:
+    def __init__(self, source: Iterable[_T], limit: int, changed: threading.Condition) -> None:
         self.limit = limit
         self._source = source
-        self._items: deque[T] = deque()
+        self._items: deque[_T] = deque()
         self._changed = changed
         self._closed = self._ended = False
         self._error: BaseException | None = None
@@ -38,10 +38,10 @@ class StageQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Iterator[_T]:
         return self
 
-    def __next__(self) -> T:
+    def __next__(self) -> _T:
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._ended or self._closed)
             if self._closed:
@@ -72,7 +72,7 @@ class StageQueue(Generic[T]):
                 self._ended = True
                 self._changed.notify_all()
 
-    def _put(self, item: T) -> None:
+    def _put(self, item: _T) -> None:
         with self._changed:
             self._changed.wait_for(lambda: len(self._items) < self.limit or self._closed)
             if self._closed:
@@ -91,7 +91,7 @@ class Pipeline:
         self._named: dict[str, StageQueue[Any]] = {}
         self.closed = False
 
-    def prefetch(self, source: Iterable[T], limit: int, name: str = "") -> StageQueue[T]:
+    def prefetch(self, source: Iterable[_T], limit: int, name: str = "") -> StageQueue[_T]:
         """Run an iterable on its own thread, at most ``limit`` items ahead of the consumer."""
         queue = StageQueue(source, limit, self._changed)
         self._queues.append(queue)

@@ -38,14 +38,14 @@ CONTEXT = 16
 COMMON_MERGES = 4000
 STEPS = 4000
 BATCH = 256
-SEED = 400
+TRAINING_SEED = 400
 RATE = 2e-3
 
 
 def main(folder: Path) -> None:
     data = list(emoji.concepts(folder))
     tokenizer = write_tokenizer([each.label for each in data])
-    torch.manual_seed(SEED)
+    torch.manual_seed(TRAINING_SEED)
     trainer = Trainer(Drawings(data), Texts(data, tokenizer), CLIP(**write_config(tokenizer)))
     trainer.resume(folder / "checkpoint.pt")
     while trainer.step < STEPS:
@@ -155,7 +155,7 @@ class Trainer:
         self.prototypes = torch.nn.Parameter(torch.randn(len(texts.labels), 128))
         parameters = [*self.model.parameters(), self.prototypes]
         self.optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.98), weight_decay=0.1)
-        self.random = Random(SEED)
+        self.random = Random(TRAINING_SEED)
         self.step = 0
 
     def train_one(self) -> float:

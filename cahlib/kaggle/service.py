@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from cahlib.core.errors import ConfigError, RunError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 #: Seconds for a request, and for a transfer of files.
 _ASK, _BRING = 60, 1800
@@ -195,7 +195,7 @@ class KaggleAccount:
         except _Unknown:  # it is made in the background
             return "coming"
 
-    def _ask(self, call: Callable[[], T], seconds: float = _ASK) -> T:
+    def _ask(self, call: Callable[[], _T], seconds: float = _ASK) -> _T:
         return _within(seconds, call)
 
 
@@ -239,10 +239,10 @@ def _authenticated() -> Any:
                     api_token=told.get(self.CONFIG_NAME_TOKEN),
                 )
 
-            def with_retry(self, func: Callable[..., T], *_: Any) -> Callable[..., T]:
+            def with_retry(self, func: Callable[..., _T], *_: Any) -> Callable[..., _T]:
                 """Try for half a minute, in silence: the package prints each error as it is."""
 
-                def retried(*arguments: Any, **more: Any) -> T:
+                def retried(*arguments: Any, **more: Any) -> _T:
                     for pause in _PAUSES:
                         try:
                             return func(*arguments, **more)
@@ -273,7 +273,7 @@ def _secluded() -> Iterator[None]:
         sys.stdin = before
 
 
-def _within(seconds: float, call: Callable[[], T]) -> T:
+def _within(seconds: float, call: Callable[[], _T]) -> _T:
     """Return the result of a call; one that hangs is abandoned on its thread."""
     done: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 

@@ -1,4 +1,4 @@
-"""What to expect of a run that goes on, and what would make it faster."""
+"""Estimates for a running run: the slowest step, the time and cost to go, and advice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def bottleneck(live: Mapping[str, Any]) -> str:
 
 
 def advice(live: Mapping[str, Any]) -> str:
-    """How many nodes would feed the model, from the rates of the last seconds; "" if it is fed."""
+    """Return advice on the number of nodes, from the rates of the last seconds; "" if none."""
     swarm = len(live.get("nodes") or ())
     busy, images = live.get("busy", 0), live.get("rates", {}).get("judged", 0)
     if live.get("state") != "running" or not images or not swarm:
@@ -46,7 +46,7 @@ def advice(live: Mapping[str, Any]) -> str:
 
 
 def remaining_seconds(live: Mapping[str, Any]) -> float | None:
-    """Seconds until all shards are done, at the speed of this launch so far."""
+    """Return the seconds until all shards are done, at the speed of this launch so far."""
     here = live.get("done", 0) - live.get("before", 0)
     if here <= 0:
         return None
@@ -54,7 +54,7 @@ def remaining_seconds(live: Mapping[str, Any]) -> float | None:
 
 
 def projected_cost(live: Mapping[str, Any]) -> float | None:
-    """Euros that the servers will have cost by then."""
+    """Return what the servers will have cost by then."""
     left = remaining_seconds(live)
     if left is None or not live.get("hourly"):
         return None

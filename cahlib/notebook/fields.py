@@ -21,12 +21,12 @@ from cahlib.core.settings import Setting
 from cahlib.notebook.inputs import Slider, WidgetFactory, input_for, label
 from cahlib.run.environment import build_job
 
-#: What every run asks for; the rest is folded away.
+#: The fields that are always shown; the others are folded away.
 FIRST_FIELDS = (
     "nickname contact crawl shards swarm max_cost hours preset threshold output forms tracker"
 ).split()
 
-#: What no run does without; a tracker says what is read.
+#: The required fields; with a tracker, the crawl is not.
 _REQUIRED = {"nickname", "contact", "crawl"}
 
 _FOLDS = {
@@ -66,7 +66,7 @@ class Field:
         self.input.write(text)
 
     def value(self) -> Any:
-        """What the text means; raises ConfigError."""
+        """Return the value of the text; raise ConfigError."""
         value = self.setting.parse(self.text)
         self.setting.check(value)
         return value
@@ -77,7 +77,7 @@ class Field:
         self.note.value = _note(self.setting.name, error, help)
 
 
-class Form:
+class SettingsForm:
     """All fields; `job` is what they say together."""
 
     def __init__(
@@ -126,7 +126,7 @@ class Form:
         return any(self.fields[name].text.strip() not in ("", "0") for name in ("swarm", "cores"))
 
     def job(self) -> Job:
-        """The Job; raises ConfigError with the sentence that a terminal would show."""
+        """Return the Job; raise ConfigError with the same message as in a terminal."""
         job = build_job({name: field.text for name, field in self.fields.items()}, {})
         requirements.require_nickname(job)
         requirements.require_contact(job)
@@ -140,7 +140,7 @@ class Form:
         """Return the token; raises ConfigError if there is none."""
         if not self._token:
             raise ConfigError(
-                "token: servers need a Hetzner token with read and write permission; make one in "
+                "token: servers need a Hetzner token with read and write permission; create one in "
                 "its console (Security → API tokens)."
             )
         return self._token
@@ -184,7 +184,7 @@ class Form:
         return True
 
     def greet(self) -> None:
-        """Show what is wrong before anything was typed: not that fields are empty."""
+        """Show mistakes before anything was typed, but not that fields are empty."""
         self._check_each()
 
     def _check_each(self) -> int:
@@ -200,7 +200,7 @@ class Form:
         return wrong
 
     def _check(self, name: str = "") -> None:
-        """Check as somebody types; what is missing in a field that nobody has touched can wait."""
+        """Check while somebody types; untouched empty fields are not reported yet."""
         if self._quiet:
             return
         self._typed.add(name)
@@ -251,7 +251,7 @@ class Form:
 
 
 def format_value(setting: Setting, values: Mapping[str, Any]) -> str:
-    """A setting's value among others, or its default, as a person would write it."""
+    """Return a setting's value, or its default, as a person would type it."""
     value = values.get(setting.name, setting.default)
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -1,4 +1,4 @@
-"""A cell that executes while a run goes on: where none does, a session is ended as idle."""
+"""A cell that executes while a run is running, so that the session is not ended as idle."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def follow_run(running: Callable[[], bool], *, wait: float = 0) -> bool:
                 serve()
                 time.sleep(_PAUSE)
     except KeyboardInterrupt:
-        print("This cell follows the run no more; the run goes on.")
+        print("This cell no longer follows the run; the run continues.")
         return True
 
 

@@ -1,6 +1,6 @@
-"""What was planned or started last from a notebook, for a second "Run all" and a new kernel.
+"""The settings last planned or started from a notebook, for another "Run all" or a new kernel.
 
-Where Jupyter does not tell which notebook it is, or nothing comes from it, its folder's last.
+If Jupyter does not tell which notebook it is, those last used in its folder.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from cahlib.core.errors import CahError
 
 
 def remember_job(job: Job) -> None:
-    """Note a job's settings, which hold no secret; a disk that refuses costs only the comfort."""
+    """Store a job's settings, which hold no secret; a failure to write is ignored."""
     with suppress(CahError, RuntimeError):  # where nobody has a home
         known = _all() | dict.fromkeys(_keys(), job.values())
         write_file(_path(), json.dumps(known))
 
 
 def last_settings() -> dict[str, Any]:
-    """The settings of the last job from here; nothing if there was none."""
+    """Return the settings of the last job from here; an empty dict if there was none."""
     known = _all()
     found: Any = next((known[key] for key in _keys() if key in known), {})
     return rename_former(found, warn=False) if isinstance(found, Mapping) else {}
 
 
 def _keys() -> list[str]:
-    """This notebook, as Jupyter tells its kernel, and the folder."""
+    """Return this notebook's path, if Jupyter tells its kernel, and its folder."""
     folder = Path.cwd()
     own = os.environ.get("JPY_SESSION_NAME")
     return [*([str(folder / own)] if own else []), str(folder)]

@@ -1,8 +1,8 @@
-"""The desk: the form with its buttons, and below it the run as it goes on.
+"""The panel: the form with its buttons, and below it the progress of the run.
 
-One thread draws about once a second into widgets, so the cell's output does not grow, and a busy
-kernel hides nothing. What takes a while is done in threads beside. The run itself is a process of
-its own: closing the desk ends nothing.
+One thread updates the widgets about once per second, so the cell's output does not grow, and a busy
+kernel hides nothing. Slow actions run in background threads. The run is a process of its own:
+closing the panel does not end it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cahlib.core.secret_store import WATCHDOG_VARIABLE
 from cahlib.crawl import index
 from cahlib.notebook import state, view
 from cahlib.notebook.budget import fit_to_budget, parse_budget
-from cahlib.notebook.fields import Form
+from cahlib.notebook.fields import SettingsForm
 from cahlib.notebook.follow import follow_run
 from cahlib.notebook.inputs import close_widgets
 from cahlib.notebook.last_run import last_settings, remember_job
@@ -58,7 +58,7 @@ class Panel:
         self.place, self._environment = place, environment
         chosen = rename_former(given or last_settings())
         values = {"output": place.output, **environment_settings(environment), **chosen}
-        self.form = Form(
+        self.form = SettingsForm(
             values, token=find_token(environment), changed=self._changed, warning=self._warning
         )
         self.child = RunProcess(self._home())
@@ -104,13 +104,13 @@ class Panel:
             return None
 
     def plan(self) -> None:
-        """Find out beside the kernel what the job will make, cost and bring; makes nothing."""
+        """Get the quote of the job in the background; nothing is created."""
         job, token = self.form.job(), self.form.token
         if not self.child.running():
             self._beside("plan", lambda: self._ask(job, token))
 
     def fit(self) -> None:
-        """Choose the servers that the budget pays for, and show the plan for them."""
+        """Choose the servers that the budget pays for, and show their plan."""
         budget, job, token = (
             parse_budget(self.budget.value),
             self.form.job(),
@@ -142,7 +142,7 @@ class Panel:
         self._say(changed, bad=True)
 
     def start(self) -> None:
-        """Start the run; servers are ordered only by a plan that was drawn for these settings."""
+        """Start the run; servers are ordered only after a plan for these settings was shown."""
         job = self.form.job()
         if self._doing - _QUIETLY or self.child.running():
             return  # a second click, or one that waited while the kernel was busy
@@ -166,12 +166,12 @@ class Panel:
         self._refresh()
 
     def tear_down(self) -> None:
-        """End the run at once and delete its servers, without making the kernel wait."""
+        """End the run at once and delete its servers, in the background."""
         child, token = self.child, self.form.token
         self._beside("down", lambda: child.tear_down(token, self._say))
 
     def delete(self) -> None:
-        """Delete the servers that nobody works with."""
+        """Delete orphaned servers."""
         child, token = self.child, self.form.token
 
         def work() -> None:
@@ -182,7 +182,7 @@ class Panel:
         self._beside("delete", work)
 
     def adopt(self) -> None:
-        """Go on with the servers of this run that are there; no other ones are ordered."""
+        """Continue with this run's existing servers; no others are ordered."""
         own = self._lookout.own(self.child)
         if own and not self._doing - _QUIETLY:
             self.form.fields["cores"].write("0")
@@ -194,13 +194,13 @@ class Panel:
         self.form.fields["output"].write(mount_drive())
 
     def watch(self) -> None:
-        """Draw the run from now on, in a thread, and find out what crawls there are."""
+        """Start updating the panel in a thread, and look up which crawls there are."""
         self._beside("crawls", lambda: self.form.suggest_crawls(index.crawl_names()))
         self._drawer = threading.Thread(target=self._draw_on, daemon=True)
         self._drawer.start()
 
     def close(self) -> None:
-        """Draw no more, and free all widgets; the run goes on."""
+        """Stop updating and close all widgets; the run continues."""
         self._closed.set()
         self._wake.set()
         with self._drawing:
@@ -315,7 +315,7 @@ class Panel:
             turned = time.monotonic() if turn else turned
             try:
                 self.draw(turned=turn)
-            except Exception as error:  # noqa: BLE001 - the next drawing may be right again
+            except Exception as error:  # noqa: BLE001 - the next update may succeed
                 self._fault(error)
 
     def _beside(self, what: str, work: Callable[[], None]) -> None:
@@ -372,7 +372,7 @@ class Panel:
         self.message.value = view.message_html(sentence, bad=bad)
 
     def _guarded(self, action: Callable[[], None]) -> Callable[..., None]:
-        """An action whose errors are shown: beside the field that they name, or below the form."""
+        """Return an action that shows its errors, beside the field they name or below the form."""
 
         def clicked(*_: Any) -> None:
             self._say("")
@@ -384,14 +384,14 @@ class Panel:
             except CahError as error:
                 self.form.blame(error)
                 self._say(str(error), bad=True)  # too: the field may be folded away
-            except Exception as error:  # noqa: BLE001 - a click's fault must be seen, not lost
+            except Exception as error:  # noqa: BLE001 - a click's error must be shown
                 self._fault(error)
 
         return clicked
 
     def _fault(self, error: Exception) -> None:
         _LOG.error("a fault in the notebook", exc_info=error)
-        self._say(f"A fault of cahlib's: {type(error).__name__}: {error}", bad=True)
+        self._say(f"A bug in cahlib: {type(error).__name__}: {error}", bad=True)
 
 
 def _button(title: str, clicked: Callable[..., None], *, style: str = "") -> widgets.Button:

@@ -1,7 +1,7 @@
-"""The run as a process of its own: started, found again, asked to stop, and torn down.
+"""The run as a process of its own: start it, find it again, stop it, tear it down.
 
-It outlives the kernel that started it. What it says goes to a log in the run's own folder, a log a
-launch. The token reaches it by its environment, and only if it makes servers.
+It outlives the kernel that started it. Its output goes to a log in the run directory, one per
+launch. The token is passed in its environment, and only if it creates servers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _started: list[subprocess.Popen[bytes]] = []
 
 
 def run_options(job: Job) -> list[str]:
-    """The options of `cah run` that make a Job; all, so that no .env can add to them."""
+    """Return the options of `cah run` for a Job; all of them, so that no .env adds to them."""
     values = job.values()
     return [f"--{each.name.replace('_', '-')}={format_value(each, values)}" for each in settings()]
 
@@ -58,7 +58,7 @@ class RunProcess:
 
     @property
     def has_servers(self) -> bool:
-        """Whether the run may have servers at the cloud."""
+        """Return whether the run may have servers in the cloud."""
         return (self.home / "swarm" / "run").exists()
 
     def start(
@@ -69,7 +69,7 @@ class RunProcess:
         *,
         servers: int = 0,
     ) -> None:
-        """Start the run of a job, unless it is going on already; ``servers`` are those planned."""
+        """Start the run of a job unless it is running; ``servers`` is how many are planned."""
         if self.running():
             return
         token = token if servers else ""  # a process that makes none has no use for it
@@ -86,17 +86,17 @@ class RunProcess:
             ) from error
 
     def running(self) -> bool:
-        """Whether the run is going on, whoever started it."""
+        """Return whether the run is running, whoever started it."""
         for each in _started:
             each.poll()
         return self._pid() is not None
 
     def live(self) -> dict[str, Any]:
-        """What the run wrote last of itself."""
+        """Return the run's last status."""
         return status.read_status(self.home)
 
     def said(self, *, lines: int = 8) -> list[str]:
-        """The last lines of its log."""
+        """Return the last lines of its log."""
         with suppress(OSError), open(self.log, "rb") as file:
             file.seek(max(0, self.log.stat().st_size - 20_000))
             text = file.read().decode("utf-8", "replace")
@@ -105,7 +105,7 @@ class RunProcess:
 
     @property
     def launched(self) -> bool:
-        """Whether a run was started for this dataset from a notebook."""
+        """Return whether a run was started for this dataset from a notebook."""
         return bool(self._note())
 
     @property
@@ -127,7 +127,7 @@ class RunProcess:
     def tear_down(
         self, token: str, tell: Callable[[str], None], *, patience: float = _PATIENCE
     ) -> None:
-        """End the run at once, and see that none of its servers is left; raises RunError."""
+        """End the run at once, and make sure that its servers are deleted; raise RunError."""
         deadline = time.monotonic() + patience
         tell("Ending the run …")
         if pid := self._pid():
@@ -172,20 +172,20 @@ class RunProcess:
         _started.append(process)
 
     def _pid(self) -> int | None:
-        """The process of the run: as it says itself, or else as its starter noted."""
+        """Return the pid of the run: from its status, or else from its starter's note."""
         for known in (self.live(), self._note()):
             if status.is_alive(known) and known.get("state") not in ("ended", "failed"):
                 return int(known["pid"])
         return None
 
     def _keep_log(self) -> None:
-        """Put the log of the launch before aside: console-1.log is the oldest."""
+        """Rename the log of the previous launch: console-1.log is the oldest."""
         if self.log.exists():
             kept = (self.log.with_name(f"console-{n}.log") for n in itertools.count(1))
             self.log.rename(next(path for path in kept if not path.exists()))
 
     def _ask(self, what: str) -> None:
-        """Note for every kernel what was asked; a disk that refuses does not keep a run alive."""
+        """Record for every kernel what was asked; a failure to write is ignored."""
         with suppress(CahError):
             self._write_note(self._note() | {"asked": what})
 
@@ -208,7 +208,7 @@ def _end(pid: int) -> None:
 
 
 def _environment(environment: Mapping[str, str], token: str) -> dict[str, str]:
-    """Return that of the run: the form has said all that CAH_* could say."""
+    """Return the environment of the run, without CAH_* variables: the form has all settings."""
     kept = {
         name: value
         for name, value in environment.items()

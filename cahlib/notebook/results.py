@@ -1,6 +1,6 @@
-"""What came out of a run: its report, where the dataset is, how to load and how to copy it.
+"""The results of a run: its report, where the dataset is, how to load and how to copy it.
 
-It waits for the run's end, and also says whether the cloud has none of its servers left.
+They are shown when the run has ended, with a check that none of its servers is left.
 """
 
 from __future__ import annotations
@@ -114,14 +114,14 @@ class Results:
         return f"It is in {self.folder}" + (f", and at {output}." if "://" in output else ".")
 
     def _loading(self) -> str:
-        """The code that loads the dataset, from where its files are."""
+        """Return the code that loads the dataset from where its files are."""
         place = (self._away() or str(self.folder)).removeprefix("file://")
         code = _TABLE if "://" in place else _TABLE + _PAIRS  # glob knows no URLs
         paths = {"metadata": f"{place}/metadata", "images": f"{glob.escape(place)}/images/*.tar"}
         return code.format_map({name: json.dumps(path) for name, path in paths.items()})
 
     def _away(self) -> str | None:
-        """The URL at which files of the dataset are that are not here any more, or never were."""
+        """Return the URL of dataset files that are not in the folder, or None."""
         from cahlib.dataset.manifest import read_manifests
 
         return next((each.place for each in read_manifests(self.folder) if each.place), None)
@@ -132,7 +132,7 @@ class Results:
             raise RunError(f"Some shards are at {away} and not here; copy the dataset from there.")
 
     def _print(self) -> None:
-        """The same for where there are no widgets."""
+        """Print the results where there are no widgets."""
         if not (self.folder / "report.html").exists():
             print("There are no results.")
             return
@@ -145,7 +145,7 @@ class Results:
         self.servers.value = f'<div class="cah">{escape(self._remaining())}</div>'
 
     def _remaining(self) -> str:
-        """Whether the cloud has servers of the run left, by its own word."""
+        """Return a sentence on whether the cloud still lists servers of the run."""
         from cahlib.run.scrapers import cloud_accounts
         from cahlib.swarm import lifecycle
 

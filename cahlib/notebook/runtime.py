@@ -1,4 +1,4 @@
-"""Which notebook this is, Colab, Kaggle or another Jupyter, and what that means for a run."""
+"""The notebook's runtime, Colab, Kaggle or another Jupyter, and its limits for a run."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Runtime:
 
 
 def detect_runtime(environment: Mapping[str, str] = os.environ) -> Runtime:
-    """The surroundings of this process."""
+    """Return the runtime of this process."""
     name = _name(environment)
     batch = environment.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch"
     return Runtime(
@@ -110,7 +110,7 @@ def mount_drive() -> str:
         raise ConfigError("output: Drive can be mounted on Colab only.") from None
     try:
         found.mount(str(_DRIVE.parent))
-    except Exception as error:  # it has errors of its own; all mean that it is not there
+    except Exception as error:  # Colab's own errors; all mean that Drive is not mounted
         raise ConfigError(f"output: Drive was not mounted ({error}); try again.") from error
     return _output("Colab")
 
@@ -148,7 +148,7 @@ def _asked_by_a_person() -> bool:
 
 
 def _kept(module: str) -> str:
-    """The token among a notebook's secrets; "" where there are none, or it is not among them."""
+    """Return the token among a notebook's secrets; "" if it is not among them."""
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError:

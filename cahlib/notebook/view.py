@@ -1,6 +1,6 @@
-"""A run as HTML, drawn from what it wrote of itself: for a light page and a dark one, any width.
+"""A run's status as HTML, for light and dark pages of any width.
 
-Every word that comes from outside is escaped here. It does not know how the HTML reaches the page.
+All text from outside is escaped here. This module does not know how the HTML reaches the page.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def plan_html(servers: str, sentences: Iterable[str]) -> str:
 def head_html(
     panel: PanelState, live: Mapping[str, Any], machine: MachineState, *, running: bool
 ) -> str:
-    """Where the run stands: its state, its totals, the slowest step, and what it costs."""
+    """Return the run's state, its totals, the slowest step, and its cost."""
     look = ' class="bad"' if panel.bad else ""
     lines = [f"<b{look}>{escape(panel.heading)}</b>"]
     if panel.lines:
@@ -96,7 +96,7 @@ def _now(live: Mapping[str, Any], machine: MachineState) -> Iterator[str]:
 
 
 def charts_html(live: Mapping[str, Any], *, running: bool) -> str:
-    """The rates over time, a small chart each; of a run that is over, no rate is current."""
+    """Return a small chart of each rate over time; of an ended run, no rate is current."""
     points = live.get("history", ())
     if not points:
         return ""
@@ -106,7 +106,7 @@ def charts_html(live: Mapping[str, Any], *, running: bool) -> str:
 
 
 def nodes_html(live: Mapping[str, Any], turn: int) -> str:
-    """The table of nodes; of many, those whose turn it is."""
+    """Return the table of nodes; many take turns."""
     every = live.get("nodes") or ()
     if not every:
         return ""
@@ -123,7 +123,7 @@ def nodes_html(live: Mapping[str, Any], turn: int) -> str:
 
 
 def drops_html(live: Mapping[str, Any]) -> str:
-    """Why candidates did not become images, the most frequent causes first."""
+    """Return why candidates did not become images, the most frequent reasons first."""
     lost = lives.status_stats(live).dropped
     causes = sorted(
         (r for r in DropReason if r.stage is Stage.FETCH and lost[r]), key=lambda r: -lost[r]
@@ -140,7 +140,7 @@ def drops_html(live: Mapping[str, Any]) -> str:
 
 
 def gallery_html(live: Mapping[str, Any], *, clear: bool) -> str:
-    """The pairs that were judged last; unsafe ones are blots of colour unless asked for."""
+    """Return the pairs judged last; unsafe ones are blurred unless ``clear``."""
     latest = live.get("latest") or ()
     parts = []
     for title, kept in (("Kept last", True), ("Dropped last", False)):
@@ -150,14 +150,14 @@ def gallery_html(live: Mapping[str, Any], *, clear: bool) -> str:
 
 
 def log_html(lines: Sequence[str]) -> str:
-    """The ends of what the run says."""
+    """Return the last lines of the log."""
     if not lines:
         return ""
     return _cah(f"<h4>Log</h4><pre>{escape(chr(10).join(lines))}</pre>")
 
 
 def text_line(heading: str, live: Mapping[str, Any], *, running: bool) -> str:
-    """The run in one line, for where no HTML is shown."""
+    """Return the run in one line, where no HTML is shown."""
     words = [heading]
     if shards := live.get("shards"):
         rates, kept = live["rates"], lives.status_stats(live).left[Stage.JUDGE]
@@ -184,7 +184,7 @@ def _cah(inner: str) -> str:
 
 
 def _queues(live: Mapping[str, Any]) -> str:
-    names = {"parcels": "parcels", "judged": "judged images", "sealed": "sealed shards"}
+    names = {"parcels": "parcels", "judged": "judged images", "sealed": "committed shards"}
     waiting = (
         f"{live['queues'][name][0]}/{live['queues'][name][1]} {what}"
         for name, what in names.items()
@@ -219,7 +219,7 @@ def _number(value: float) -> str:
 
 
 def _node(node: Mapping[str, Any]) -> str:
-    """A node's row, and below it the last line of its log."""
+    """Return a node's row, and below it the last line of its log."""
     seen, job = node.get("seen"), str(node.get("job", ""))
     cells = (
         node.get("name", ""),

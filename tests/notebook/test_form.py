@@ -14,7 +14,7 @@ from cahlib import notebook
 from cahlib.core.config import Job, settings
 from cahlib.core.errors import ConfigError
 from cahlib.crawl import index
-from cahlib.notebook.fields import Form, format_value
+from cahlib.notebook.fields import SettingsForm, format_value
 from cahlib.notebook.inputs import accept_messages, close_widgets, label
 from cahlib.notebook.process import RunProcess
 from cahlib.run.environment import build_job
@@ -25,7 +25,7 @@ GIVEN = {"nickname": "ada", "contact": "https://example.org/crawl", "crawl": "CC
 
 @pytest.fixture(scope="module")
 def made():
-    return Form({}, token=("secret", "the environment"))
+    return SettingsForm({}, token=("secret", "the environment"))
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_the_terminal_says_the_same_of_what_is_missing(form, tmp_path):
 
 
 def test_servers_need_a_token_and_a_token_is_never_kept_in_its_field():
-    form = Form(GIVEN | {"swarm": 2})
+    form = SettingsForm(GIVEN | {"swarm": 2})
     assert not form.check() and "Servers need" in form.token_note.value
     form.password.value = " hetzner-secret "
     assert form.check() and form.token == "hetzner-secret"
@@ -132,14 +132,14 @@ def test_servers_need_a_token_and_a_token_is_never_kept_in_its_field():
 
 @pytest.mark.parametrize("blanks", ["  ", "\n", "\u00a0"])
 def test_blanks_are_no_token_and_replace_none(blanks):
-    form = Form(GIVEN, token=("found", "the environment"))
+    form = SettingsForm(GIVEN, token=("found", "the environment"))
     form.password.value = blanks
     assert form.token == "found" and form.password.value == ""
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (2.5, "2.5"), (10.0, "10")])
 def test_what_is_remembered_is_written_as_people_write_it(value, text):
-    form = Form(GIVEN | {"hours": value, "output": "v1.0"})
+    form = SettingsForm(GIVEN | {"hours": value, "output": "v1.0"})
     assert (form.fields["hours"].text, form.fields["output"].text) == (text, "v1.0")
 
 
@@ -150,13 +150,13 @@ def test_labels_are_words_that_fit_beside_their_fields(form):
 
 
 def test_a_found_token_is_shown_as_found_only():
-    form = Form(GIVEN, token=("hetzner-secret", "Colab's secrets"))
+    form = SettingsForm(GIVEN, token=("hetzner-secret", "Colab's secrets"))
     assert "found" in form.password.placeholder and form.password.value == ""
     assert "hetzner" not in form.token_note.value
 
 
 def test_what_the_environment_gives_wrong_is_said_and_can_be_mended():
-    form = Form(GIVEN | {"swarm": "ten", "preset": "nonsense"})
+    form = SettingsForm(GIVEN | {"swarm": "ten", "preset": "nonsense"})
     assert not form.check()
     assert "is not a whole number" in note(form, "swarm") and "nonsense" in note(form, "preset")
     form.fill(Job().values() | GIVEN)
@@ -171,7 +171,7 @@ def test_a_name_that_no_setting_has_is_refused_before_anything_is_started(typo, 
 
 
 def test_nothing_is_red_before_one_types_and_what_nobody_touched_can_wait():
-    form = Form({"swarm": "ten"})
+    form = SettingsForm({"swarm": "ten"})
     form.greet()
     assert [name for name in form.fields if red(form, name)] == ["swarm"]  # the environment's
     form.fields["swarm"].widget.value = "0"
@@ -184,7 +184,7 @@ def test_nothing_is_red_before_one_types_and_what_nobody_touched_can_wait():
 
 
 def test_the_slider_shows_the_presets_value_until_somebody_moves_it():
-    form = Form(GIVEN | {"preset": "laion5b"})
+    form = SettingsForm(GIVEN | {"preset": "laion5b"})
     slider = form.fields["threshold"]
     assert slider.widget.value == 0.28 and form.job().judge.threshold is None
     form.fields["preset"].widget.value = "laion400m"
@@ -226,7 +226,7 @@ def test_a_url_names_the_package_that_it_needs(form, url, sentence):
 
 def test_what_a_new_page_says_is_not_brought_to_the_old_ones_subshell(monkeypatch):
     monkeypatch.setattr("comm.create_comm", BaseComm)
-    form = Form(GIVEN)
+    form = SettingsForm(GIVEN)
     accept_messages(form.box)
     form.fields["forms"].write("images,films")  # a box that was not there before
     boxes = form.fields["forms"].widget.children[1].children
@@ -240,7 +240,7 @@ def test_what_a_new_page_says_is_not_brought_to_the_old_ones_subshell(monkeypatc
 
 def test_a_form_that_is_closed_leaves_no_widget():
     before = len(widgets.Widget.get_manager_state()["state"])
-    made = Form(GIVEN)
+    made = SettingsForm(GIVEN)
     during = len(widgets.Widget.get_manager_state()["state"])
     close_widgets(made.box)
     assert during - before < 350

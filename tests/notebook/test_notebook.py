@@ -114,7 +114,7 @@ def test_cahlib_is_installed_from_where_the_notebook_was_opened(tmp_path):
 def test_settings_in_no_text_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_bytes("CAH_NICKNAME=Ägidius".encode("latin-1"))
-    with pytest.raises(ConfigError, match=".env is not a text in UTF-8"):
+    with pytest.raises(ConfigError, match=".env is not a text file in UTF-8"):
         notebook.form()
 
 
