@@ -7,7 +7,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -151,10 +151,12 @@ def _intake(chosen: argparse.Namespace) -> int:
             f"links: other machines cannot read {local}; give a URL (https://, hf://, s3://, gs://)."
         )
     with open_tracker_database(chosen.database, create=True) as database:
-        from cahlib.dataset.write.columns import TAKEN
         from cahlib.tracker import admin
 
-        added = admin.add_wats(database, list_shards(crawl, taken=TAKEN))
+        taken: Collection[str] = ()
+        if crawl.links:  # their tables need pyarrow, and so do these names
+            from cahlib.dataset.write.columns import TAKEN as taken
+        added = admin.add_wats(database, list_shards(crawl, taken=taken))
     what = f"{added:,} shards" if crawl.links else f"{added:,} WAT files: {2 * added:,} shards"
     print(f"Added {what}.")
     return 0

@@ -245,7 +245,8 @@ class Fetcher:
             if verdict is NoAnswerCause.HOST_DEAD or (
                 doubted and verdict is NoAnswerCause.TRANSIENT
             ):
-                return reason
+                # a name may be looked up for longer than a request may take
+                return DropReason.DNS if self._network.resolver.has_failed(host) else reason
             doubted = doubted or verdict is NoAnswerCause.TRANSIENT
             if refused := await self._wait_turn(domain, math.inf):
                 return refused

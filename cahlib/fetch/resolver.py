@@ -136,6 +136,11 @@ class Resolver(AbstractResolver):
             await asyncio.wait({task})
         return await self.watch.met_outage(begun)
 
+    def has_failed(self, host: str) -> bool:
+        """Return whether the last lookup of a name found no address."""
+        _, task = self._cache.get(host, (0.0, None))
+        return bool(task and task.done() and not task.cancelled() and task.exception())
+
     async def reset(self) -> None:
         """Start over with the name servers and routes that this machine has now."""
         servers, self._servers = self._servers, None

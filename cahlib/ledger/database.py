@@ -64,13 +64,19 @@ class Database:
         with _translated_errors(self._location), self.engine.connect() as connection:
             yield connection
 
-    def insert(self, table: Table) -> Any:
-        """Return an insert of this dialect, which has ``on_conflict_…``."""
-        return (sqlite if self.is_sqlite else postgresql).insert(table)
-
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+def insert_into(connection: Connection, table: Table) -> Any:
+    """Return an insert of the connection's dialect, which has ``on_conflict_…``."""
+    return (sqlite if is_sqlite(connection) else postgresql).insert(table)
+
+
+def is_sqlite(connection: Connection) -> bool:
+    """Return whether a connection is to an SQLite file."""
+    return connection.dialect.name == "sqlite"
 
 
 class _FairSemaphore:

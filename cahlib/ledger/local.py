@@ -14,22 +14,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    URL,
-    Connection,
-    Select,
-    case,
-    delete,
-    func,
-    literal_column,
-    select,
-    update,
-)
+from sqlalchemy import URL, Connection, Select, case, delete, func, literal_column, select, update
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
 from cahlib.core.records import Judged, Shard, Stats
-from cahlib.ledger.database import Database
+from cahlib.ledger.database import Database, insert_into
 from cahlib.ledger.protocol import COMMITTED, ShardCounts
 from cahlib.ledger.schema import metadata
 from cahlib.ledger.schema import pairs as _pairs
@@ -68,7 +58,7 @@ def _application_id(digest: str) -> int:
 
 
 class LocalLedger:
-    """The shards of one run in an SQLite file; safe for several threads of one process."""
+    """The `Ledger` of one run in an SQLite file; safe for several threads of one process."""
 
     def __init__(self, path: Path) -> None:
         self._database = Database(URL.create("sqlite", database=str(path)))
@@ -125,7 +115,6 @@ class LocalLedger:
             connection.exec_driver_sql(f"PRAGMA application_id = {_application_id(digest)}")
 
     def fill(self, list_shards: Callable[[Callable[[], Sequence[Shard]]], Iterable[Shard]]) -> None:
-        """Add the crawl's shards, which ``list_shards`` lists; it may ask which are known."""
         self.add(list_shards(self.in_state))
 
     def add(self, shards: Iterable[Shard]) -> None:
@@ -134,7 +123,7 @@ class LocalLedger:
         with self._database.write() as connection:
             while batch := list(islice(every, 5000)):
                 rows = [{"id": s.id, "url": s.url, "half": s.half} for s in batch]
-                connection.execute(self._database.insert(_shards).on_conflict_do_nothing(), rows)
+                connection.execute(insert_into(connection, _shards).on_conflict_do_nothing(), rows)
 
     def recover(self) -> None:
         """Requeue what an earlier launch left unfinished; one process may use a ledger."""
@@ -160,11 +149,9 @@ class LocalLedger:
         return None if row is None else Shard(id=row.id, url=row.url, half=row.half)
 
     def release(self, shard: Shard, error: str) -> None:
-        """Return a leased shard to the list; the attempt does not count."""
         self._change(shard, state="todo", attempts=_shards.c.attempts - 1, error=error)
 
     def fail(self, shard: Shard, error: str, *, attempts: int) -> bool:
-        """Record a failed attempt; return True if it was the last."""
         with self._database.write() as connection:
             state = connection.execute(
                 update(_shards)
@@ -178,7 +165,6 @@ class LocalLedger:
         return bool(state == "failed")
 
     def commit(self, shard: Shard, uids: Iterable[str], stats: Stats) -> None:
-        """Record that a shard's files are in the dataset, with its pairs and stats."""
         keys = [bytes.fromhex(uid) for uid in uids]
         with self._database.write() as connection:
             number = connection.execute(
@@ -189,7 +175,7 @@ class LocalLedger:
             ).scalar_one()
             if keys:
                 connection.execute(
-                    self._database.insert(_pairs), [{"uid": key, "shard": number} for key in keys]
+                    insert_into(connection, _pairs), [{"uid": key, "shard": number} for key in keys]
                 )
 
     def adopt(self, shard: Shard, uids: Iterable[str], stats: Stats, *, state: str) -> None:
@@ -202,7 +188,7 @@ class LocalLedger:
             connection.execute(delete(_pairs).where(_pairs.c.shard == number))
             if keys:
                 connection.execute(
-                    self._database.insert(_pairs).on_conflict_do_nothing(),
+                    insert_into(connection, _pairs).on_conflict_do_nothing(),
                     [{"uid": key, "shard": number} for key in keys],
                 )
 
@@ -213,7 +199,7 @@ class LocalLedger:
 
     def _put(self, connection: Connection, id: str, values: dict[str, Any]) -> int:
         row = {"id": id, "url": "", "half": 0, **values}
-        changed = self._database.insert(_shards).values(row)
+        changed = insert_into(connection, _shards).values(row)
         changed = changed.on_conflict_do_update(index_elements=["id"], set_=values)
         return int(connection.execute(changed.returning(_shards.c.number)).scalar_one())
 
@@ -237,17 +223,14 @@ class LocalLedger:
             return {row.id: row.state for row in rows}
 
     def mark_done(self, shard: Shard) -> None:
-        """Record that a committed shard is at its destination."""
         self._change(shard, state="done")
 
     def has_pair(self, uid: str) -> bool:
-        """Return whether a committed shard has this pair."""
         query = select(_pairs.c.uid).where(_pairs.c.uid == bytes.fromhex(uid))
         with self._database.read() as connection:
             return connection.execute(query).first() is not None
 
     def has_more(self) -> bool:
-        """Return whether there may be more shards to lease."""
         return self.counts().open > 0
 
     def get_parcel(self, shard: Shard) -> dict[str, Any] | None:
@@ -282,7 +265,6 @@ class LocalLedger:
         return Stats.from_dict(stored) if stored else None
 
     def counts(self) -> ShardCounts:
-        """Return the number of shards in each state."""
         query = select(_shards.c.state, func.count()).group_by(_shards.c.state)
         with self._database.read() as connection:
             found = {row[0]: row[1] for row in connection.execute(query)}
@@ -290,14 +272,12 @@ class LocalLedger:
         return ShardCounts(**{"todo": 0, "leased": 0, "done": 0, "failed": 0} | found)
 
     def stats(self) -> Stats:
-        """Return the stats of all committed shards."""
         query = select(_shards.c.tally).where(_shards.c.tally.is_not(None))
         with self._database.read() as connection:
             each = (Stats.from_dict(row.tally) for row in connection.execute(query))
             return sum(each, Stats())
 
     def in_state(self, *states: str) -> list[Shard]:
-        """Return the shards in these states, or all, in order."""
         query = (
             select(_shards.c.id, _shards.c.url, _shards.c.half)
             .where(_shards.c.state.in_(states or _STATES))
@@ -307,7 +287,6 @@ class LocalLedger:
             return [Shard(id=r.id, url=r.url, half=r.half) for r in connection.execute(query)]
 
     def errors(self, state: str = "failed") -> list[tuple[str, str]]:
-        """Return id and last error of each shard that failed, or is damaged."""
         query = select(_shards.c.id, _shards.c.error).where(_shards.c.state == state)
         with self._database.read() as connection:
             return [(row.id, row.error) for row in connection.execute(query)]

@@ -43,7 +43,7 @@ _STORAGE_PAUSE, _STORAGE_TIMEOUT = 60, 600
 
 
 class RemoteLedger:
-    """The ledger of a run that works on a tracker's crawl; leaving the context ends its leases."""
+    """The `Ledger` of a run on a tracker's crawl; leaving the context ends its leases."""
 
     def __init__(
         self,
@@ -137,12 +137,10 @@ class RemoteLedger:
         return shard
 
     def get_parcel(self, shard: Shard) -> dict[str, Any] | None:
-        """Return the location of a leased shard's parcel if another worker has scraped it."""
         report = self._reports.get(shard.id)
         return report.parcel if report else None
 
     def has_more(self) -> bool:
-        """Return whether there may be more shards to lease."""
         return not self._finished or self._ledger.has_more()
 
     def release(self, shard: Shard, error: str) -> None:
@@ -166,7 +164,6 @@ class RemoteLedger:
         return True
 
     def commit(self, shard: Shard, uids: Iterable[str], stats: Stats) -> None:
-        """Record that a shard's files are in the dataset, with its pairs and stats."""
         self._storage_answered()
         self._ledger.commit(shard, uids, stats)
 
@@ -233,7 +230,6 @@ class RemoteLedger:
         self._reports.save()
 
     def counts(self) -> ShardCounts:
-        """Return the number of this run's shards in each state."""
         return self._ledger.counts()
 
     def stats(self) -> Stats:
@@ -241,7 +237,6 @@ class RemoteLedger:
         return self._ledger.stats()
 
     def in_state(self, *states: str) -> list[Shard]:
-        """Return this run's shards in these states."""
         return self._ledger.in_state(*states)
 
     def errors(self, state: str = "failed") -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, case, delete, func, literal_column, or_, select
 
-from cahlib.ledger.database import Database
+from cahlib.ledger.database import Database, insert_into
 from cahlib.tracker.schema import activity, people
 
 HOUR, DAY = 3600, 86400
@@ -47,31 +47,31 @@ _SINCE = tuple(
 )
 
 
-def record_activity(database: Database, connection: Connection, start: int) -> None:
+def record_activity(connection: Connection, start: int) -> None:
     """Record what each person did since the last call, for the five minutes from ``start``."""
     changed = select(people.c.nickname, *_SINCE).outerjoin_from(people, _recorded, _OF_PERSON)
     changed = changed.where(or_(*(each != 0 for each in _SINCE)))
     rows = [dict(row._mapping) for row in connection.execute(changed)]
     if rows:
-        upsert = _upsert(database, database.insert(activity))
+        upsert = _upsert(insert_into(connection, activity))
         connection.execute(upsert, [row | {"time": time} for row in rows for time in (start, 0)])
 
 
-def roll_up(database: Database, connection: Connection, now: float) -> None:
+def roll_up(connection: Connection, now: float) -> None:
     """Sum old rows to hours, and older ones to days."""
     for age, size in _AGES:
         start = activity.c.time - activity.c.time % literal_column(str(size))
         due = (activity.c.time > 0) & (activity.c.time != start)
         due &= activity.c.time < (now - age) // size * size
         sums = select(activity.c.nickname, start, *_SUMS).where(due)
-        fresh = database.insert(activity).from_select(
+        fresh = insert_into(connection, activity).from_select(
             ["nickname", "time", *Contribution._fields], sums.group_by(activity.c.nickname, start)
         )
-        connection.execute(_upsert(database, fresh))
+        connection.execute(_upsert(fresh))
         connection.execute(delete(activity).where(due))
 
 
-def _upsert(database: Database, fresh: Any) -> Any:
+def _upsert(fresh: Any) -> Any:
     more = {name: activity.c[name] + fresh.excluded[name] for name in Contribution._fields}
     return fresh.on_conflict_do_update(index_elements=["nickname", "time"], set_=more)
 

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, select, update
 
 from cahlib.core.records import Shard
-from cahlib.ledger.database import Database
+from cahlib.ledger.database import Database, insert_into
 from cahlib.ledger.schema import shards
 from cahlib.tracker import pair_claims, shard_failures, totals
 from cahlib.tracker.schema import failures, wats, workers
@@ -28,30 +28,27 @@ def add_wats(database: Database, all_shards: Iterable[Shard]) -> int:
     """
     whole = (list(halves) for _, halves in groupby(all_shards, key=lambda shard: shard.url))
     with database.write() as connection:
-        if not database.is_sqlite:  # which admits one writer at a time
-            connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
+        pair_claims.lock_wats(connection)
         last = connection.execute(select(func.max(shards.c.number))).scalar()
         first = number = 0 if last is None else last // 2 + 1
         while batch := {halves[0].url: halves for halves in islice(whole, 5000)}:
-            number += _add(database, connection, batch, number)
+            number += _add(connection, batch, number)
     return number - first
 
 
-def _add(
-    database: Database, connection: Connection, batch: dict[str, list[Shard]], number: int
-) -> int:
+def _add(connection: Connection, batch: dict[str, list[Shard]], number: int) -> int:
     known = select(wats.c.url).where(wats.c.url.in_(batch))
     for url in connection.execute(known).scalars():
         del batch[url]
     if batch:
         rows = [{"number": number + n, "url": url} for n, url in enumerate(batch)]
-        connection.execute(database.insert(wats), rows)
+        connection.execute(insert_into(connection, wats), rows)
         halves = [
             {"number": 2 * (number + n) + s.half, "id": s.id, "url": s.url, "half": s.half}
             for n, of_wat in enumerate(batch.values())
             for s in of_wat
         ]
-        connection.execute(database.insert(shards), halves)
+        connection.execute(insert_into(connection, shards), halves)
     return len(batch)
 
 
@@ -80,35 +77,33 @@ def undo_worker(database: Database, worker: int) -> int:
     worker first, or it may complete more.
     """
     done = (shards.c.worker == worker) & (shards.c.state == "done")
-    brought = (shards.c.scraper == worker) & shards.c.state.in_(["scraped", "judging"])
+    delivered = (shards.c.scraper == worker) & shards.c.state.in_(["scraped", "judging"])
     with database.write() as connection:
-        return _undo(database, connection, worker, done | brought)
+        return _undo(connection, worker, done | delivered)
 
 
-def undo_shard(database: Database, connection: Connection, number: int) -> None:
+def undo_shard(connection: Connection, number: int) -> None:
     """Requeue a finished shard for another worker than the one that completed it."""
     this = (shards.c.number == number) & (shards.c.state == "done")
     worker = connection.execute(select(shards.c.worker).where(this)).scalar()
     if worker is not None:
-        _undo(database, connection, worker, this)
+        _undo(connection, worker, this)
         shard_failures.record_failure(
-            database, connection, worker, number, "Two other workers found other pairs.", 0
+            connection, worker, number, "Two other workers found other pairs.", 0
         )
 
 
-def _undo(database: Database, connection: Connection, worker: int, which: Any) -> int:
+def _undo(connection: Connection, worker: int, which: Any) -> int:
     """Requeue what a worker completed or delivered; return how many shards."""
     query = select(shards.c.number, shards.c.state, shards.c.pairs, shards.c.parcel).where(which)
     rows = connection.execute(query.with_for_update()).all()
     emptied = _NEW | {"pairs": 0, "tally": None, "output": None, "finished": None}
     connection.execute(update(shards).where(which).values(**emptied))
-    pair_claims.release_pairs(
-        database, connection, [row.number for row in rows if row.state == "done"]
-    )
+    pair_claims.release_pairs(connection, [row.number for row in rows if row.state == "done"])
     closed = [row.pairs for row in rows if row.state == "done"]
     less = {"done": -len(closed), "pairs": -sum(closed), "scraped": len(closed) - len(rows)}
     less["bytes"] = -sum((row.parcel or {}).get("size", 0) for row in rows if row.state != "done")
     named = select(workers.c.nickname).where(workers.c.id == worker)
     nickname = connection.execute(named).scalar_one()
-    totals.add_to_totals(database, connection, worker, nickname, **less)
+    totals.add_to_totals(connection, worker, nickname, **less)
     return len(rows)

@@ -35,7 +35,7 @@ from cahlib.tracker.event_stream import EventStream
 from cahlib.tracker.legacy import bloom, routes
 from cahlib.tracker.models import ApiError, OutdatedWorker, UnknownWorker, WorkerKind
 from cahlib.tracker.request_limits import RequestFilter
-from cahlib.tracker.service import TrackerService, TrackerSettings, get_service
+from cahlib.tracker.service import Service, TrackerSettings, get_service
 
 _log = logging.getLogger(__name__)
 _v1 = APIRouter(prefix="/v1", tags=["workers"])
@@ -47,7 +47,7 @@ Credentials = Annotated[HTTPAuthorizationCredentials, Security(HTTPBearer())]
 
 def create_app(settings: TrackerSettings, *, clock: Callable[[], float] | None = None) -> FastAPI:
     """Return the application; its database must be migrated."""
-    service = TrackerService(settings) if clock is None else TrackerService(settings, clock=clock)
+    service = Service(settings) if clock is None else Service(settings, clock=clock)
     stream = EventStream(partial(pages.overview_values, service), each=settings.limits.streams)
 
     @asynccontextmanager
@@ -147,7 +147,7 @@ def register_worker(request: Request, body: WorkerRegistration) -> dict[str, Any
     service = get_service(request)
     nickname, nickname_secret = nicknames.normalize_nickname(body.nickname), body.nickname_secret
     team = nicknames.normalize_nickname(body.team, "team") if body.team else ""
-    worker, secret = service.lease_store.register(
+    worker, secret = service.leases.register(
         nickname, WorkerKind(body.kind), nickname_secret=nickname_secret, team=team
     )
     return {
@@ -167,14 +167,14 @@ def deliver_parcel(
     tally = None if body.tally is None else models.parse_stats(body.tally)
     service = get_service(request)
     models.check_parcel_url(body.url, service.settings.rules.upload_url)
-    brought = {"url": body.url, "sha256": body.sha256, "size": body.size}
-    return {"counted": service.lease_store.deliver(key.credentials, number, brought, stats=tally)}
+    delivered = {"url": body.url, "sha256": body.sha256, "size": body.size}
+    return {"counted": service.leases.deliver(key.credentials, number, delivered, stats=tally)}
 
 
 @_v1.post("/shards/{number}/release")
 def release_shard(request: Request, key: Credentials, number: ShardNumber) -> dict[str, bool]:
     """Return a shard that the worker will not finish; this does not count as a failure."""
-    get_service(request).lease_store.release(key.credentials, number)
+    get_service(request).leases.release(key.credentials, number)
     return {"released": True}
 
 
@@ -184,7 +184,7 @@ def fail_shard(
 ) -> dict[str, bool]:
     """Report a failure; other workers retry the shard until several have failed."""
     reason = models.clean_text(body.reason, 1000)
-    return {"set_aside": get_service(request).lease_store.fail(key.credentials, number, reason)}
+    return {"set_aside": get_service(request).leases.fail(key.credentials, number, reason)}
 
 
 @_v1.post("/shards/{number}/refetch")
@@ -193,13 +193,13 @@ def refetch_parcel(
 ) -> dict[str, bool]:
     """Report a parcel that cannot be downloaded; another worker tries before a new scrape."""
     reason = models.clean_text(body.reason, 1000)
-    return {"set_aside": get_service(request).lease_store.refetch(key.credentials, number, reason)}
+    return {"set_aside": get_service(request).leases.refetch(key.credentials, number, reason)}
 
 
 @_v1.post("/leave")
 def leave_tracker(request: Request, key: Credentials) -> dict[str, bool]:
     """Unregister the worker, release its shards and invalidate its secret."""
-    get_service(request).lease_store.leave(key.credentials)
+    get_service(request).leases.leave(key.credentials)
     return {"left": True}
 
 
@@ -241,7 +241,7 @@ def expel_worker(
 ) -> dict[str, bool]:
     """Expel a worker, release its shards and invalidate its secret."""
     database = _administrator(request, key)
-    get_service(request).lease_store.expel(statistics.get_worker(database, name)["id"])
+    get_service(request).leases.expel(statistics.get_worker(database, name)["id"])
     return {"expelled": True}
 
 

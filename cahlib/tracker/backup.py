@@ -23,7 +23,7 @@ from sqlalchemy import (
 
 from cahlib.core.atomic import new_file
 from cahlib.core.errors import ConfigError
-from cahlib.ledger.database import Database
+from cahlib.ledger.database import Database, is_sqlite
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.schema import metadata
 
@@ -60,7 +60,7 @@ def restore(database: Database, path: Path) -> int:
                     )
             migrate(database, head["revision"])
             with database.write() as connection:
-                count = _fill(database, connection, file)
+                count = _fill(connection, file)
         migrate(database)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist.") from None
@@ -110,7 +110,7 @@ def _check_complete(path: Path) -> None:
         raise ValueError(path)
 
 
-def _fill(database: Database, connection: Connection, file: Iterable[str]) -> int:
+def _fill(connection: Connection, file: Iterable[str]) -> int:
     count, tables = 0, MetaData()
     lines = (json.loads(line) for line in file)
     table: Table | None = None
@@ -136,7 +136,7 @@ def _fill(database: Database, connection: Connection, file: Iterable[str]) -> in
         ]
         connection.execute(table.insert(), values)
         count += len(values)
-    if not database.is_sqlite:
+    if not is_sqlite(connection):
         _advance_sequences(connection, tables)
     return count
 

@@ -82,7 +82,7 @@ def format_number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.1f}"
 
 
-def format_size(value: float) -> str:
+def human_size(value: float) -> str:
     """Return a number of bytes for people."""
     for each, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
         if abs(value) >= each:
@@ -90,7 +90,7 @@ def format_size(value: float) -> str:
     return f"{value / 1e3:,.0f} kB" if value else "0"
 
 
-def format_duration(seconds: float | None) -> str:
+def human_duration(seconds: float | None) -> str:
     """Return a duration for people, in its two largest units."""
     if seconds is None:
         return "unknown"
@@ -103,7 +103,7 @@ def format_duration(seconds: float | None) -> str:
 def format_age(then: float, now: float) -> str:
     """Return how long ago a time was."""
     seconds = max(now - then, 0)
-    return f"{seconds:.0f} s ago" if seconds < 90 else f"{format_duration(seconds)} ago"
+    return f"{seconds:.0f} s ago" if seconds < 90 else f"{human_duration(seconds)} ago"
 
 
 def format_date(at: float, *, hours: bool = False) -> str:

@@ -26,10 +26,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from cahlib.core.records import Stage, Stats
-from cahlib.ledger.database import Database
+from cahlib.ledger.database import is_sqlite
 from cahlib.ledger.schema import is_one_of, pairs, shards
 from cahlib.tracker import pair_claims, totals
-from cahlib.tracker.models import InvalidRequest, RegisteredWorker, ShardResult, WorkerKind
+from cahlib.tracker.models import InvalidRequest, ShardResult, Worker, WorkerKind
 from cahlib.tracker.queries import NOT_EXPELLED
 from cahlib.tracker.schema import left_pairs, people, second_passes, workers
 
@@ -44,12 +44,7 @@ class Completion:
 
 
 def close_shard(
-    database: Database,
-    connection: Connection,
-    worker: RegisteredWorker,
-    number: int,
-    result: ShardResult,
-    values: dict[str, Any],
+    connection: Connection, worker: Worker, number: int, result: ShardResult, values: dict[str, Any]
 ) -> Completion | None:
     """Complete a shard; return None, changing nothing, if the worker does not hold it.
 
@@ -61,19 +56,17 @@ def close_shard(
         "unnamed": result.pairs - len(keys), "output_": result.output,
         "tally_": result.stored_stats(),
     }  # fmt: skip
-    if database.is_sqlite:
+    if is_sqlite(connection):
         row = connection.execute(_closing(worker.kind), values).first()
-        late = pair_claims.claim_pairs(database, connection, number, keys) if row else []
+        late = pair_claims.claim_pairs(connection, number, keys) if row else []
         if row:
             counted = result.pairs - len(late)
-            totals.add_to_totals(
-                database, connection, worker.id, worker.nickname, done=1, pairs=counted
-            )
+            totals.add_to_totals(connection, worker.id, worker.nickname, done=1, pairs=counted)
     else:
         row = connection.execute(_in_one(worker.kind), values).first()
         late = []
         if row and row.inserted < len(keys):
-            late = pair_claims.leave_late_pairs(database, connection, number, keys)
+            late = pair_claims.leave_late_pairs(connection, number, keys)
     if row is None:
         return None
     if late:
@@ -83,9 +76,9 @@ def close_shard(
 
 
 def check_image_count(
-    connection: Connection, worker: RegisteredWorker, number: int, result: ShardResult
+    connection: Connection, worker: Worker, number: int, result: ShardResult
 ) -> None:
-    """Raise InvalidRequest for more images than the scraper reported in the parcel."""
+    """Raise InvalidRequest unless the images are as many as the scraper reported."""
     if worker.kind is not WorkerKind.GPU or result.stats is None:
         return
     query = select(shards.c.tally).where(shards.c.number == number, shards.c.state != "done")

@@ -27,7 +27,7 @@ from cahlib.tracker.models import (
     OutdatedWorker,
     ShardResult,
 )
-from cahlib.tracker.service import TrackerService
+from cahlib.tracker.service import Service
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 # typed at every level: deeper nesting is rejected before it can exhaust the stack
@@ -78,9 +78,7 @@ class PairsRequest(_Body):
     uids: Annotated[list[_Uid], msgspec.Meta(max_length=20_000)]
 
 
-def lease_shards(
-    service: TrackerService, secret: str, number: int, body: LeaseRequest
-) -> dict[str, Any]:
+def lease_shards(service: Service, secret: str, number: int, body: LeaseRequest) -> dict[str, Any]:
     """Lease shards to work on; `finished` is true if there will be no more.
 
     `shard` is the first of `shards`, or null.
@@ -91,25 +89,21 @@ def lease_shards(
     ):  # two calls at once could exceed the limit
         return {"shard": None, "shards": [], "finished": False}
     try:
-        leases = [
-            _lease_json(each) for each in service.lease_store.lease_several(secret, body.count)
-        ]
-        finished = not leases and service.lease_store.finished(secret)
+        leases = [_lease_json(each) for each in service.leases.lease_several(secret, body.count)]
+        finished = not leases and service.leases.finished(secret)
     finally:
         del service.leasing[secret]
     return {"shard": leases[0] if leases else None, "shards": leases, "finished": finished}
 
 
-def renew_leases(
-    service: TrackerService, secret: str, number: int, body: Heartbeat
-) -> dict[str, Any]:
+def renew_leases(service: Service, secret: str, number: int, body: Heartbeat) -> dict[str, Any]:
     """Renew the leases of a worker and return the shards that it still holds."""
     progress = models.clean_text(body.progress, 200)
-    return {"shards": service.lease_store.heartbeat(secret, body.shards, progress)}
+    return {"shards": service.leases.heartbeat(secret, body.shards, progress)}
 
 
 def complete_shard(
-    service: TrackerService, secret: str, number: int, body: CompletionRequest
+    service: Service, secret: str, number: int, body: CompletionRequest
 ) -> dict[str, Any]:
     """Complete a shard; a repeated call counts once.
 
@@ -127,15 +121,15 @@ def complete_shard(
         stats=models.parse_stats(body.tally, pairs=len(body.uids)),
         output=models.clean_text(body.output, 2000),
     )
-    closed = service.lease_store.complete(secret, number, result)
-    return {"counted": closed.counted, "lost": [uid.hex() for uid in closed.lost]}
+    closed = service.leases.complete(secret, number, result)
+    return {"counted": closed.counted, "lost": [uid.hex() for uid in closed.late]}
 
 
 def list_claimed_pairs(
-    service: TrackerService, secret: str, number: int, body: PairsRequest
+    service: Service, secret: str, number: int, body: PairsRequest
 ) -> dict[str, Any]:
     """Return the pairs that belong to another, completed shard; omit them from the dataset."""
-    return {"taken": service.lease_store.claimed_pairs(secret, number, body.uids)}
+    return {"taken": service.leases.claimed_pairs(secret, number, body.uids)}
 
 
 _CALLS: dict[str, tuple[type[_Body], Callable[..., dict[str, Any]]]] = {
@@ -184,7 +178,7 @@ def add_to_openapi(document: dict[str, Any]) -> dict[str, Any]:
 class _Call:
     """An API call as an ASGI application."""
 
-    def __init__(self, serve: Callable[[TrackerService, str, str, bytes], bytes]) -> None:
+    def __init__(self, serve: Callable[[Service, str, str, bytes], bytes]) -> None:
         self._serve = serve
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -199,7 +193,7 @@ class _Call:
             if not message.get("more_body"):
                 break
         number = scope["path_params"].get("number", "0")
-        service: TrackerService = scope["app"].state.service
+        service: Service = scope["app"].state.service
         arguments = _secret(scope), number, b"".join(parts)
         answer = await asyncio.get_running_loop().run_in_executor(
             service.threads, self._serve, service, *arguments
@@ -211,12 +205,7 @@ class _Call:
 
 
 def _serve(
-    act: Callable[..., Any],
-    decoder: Any,
-    service: TrackerService,
-    secret: str,
-    number: str,
-    body: bytes,
+    act: Callable[..., Any], decoder: Any, service: Service, secret: str, number: str, body: bytes
 ) -> bytes:
     if not _NUMBER.fullmatch(number) or int(number) >= 2**31:
         raise InvalidRequest("number: there is no such shard.")

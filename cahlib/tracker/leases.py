@@ -29,18 +29,13 @@ from cahlib.tracker.models import (
     Lease,
     NotFound,
     NotHeld,
-    RegisteredWorker,
     ShardResult,
     TrackerRules,
+    Worker,
     WorkerKind,
     parse_uids,
 )
-from cahlib.tracker.queries import (
-    hash_secret,
-    lease_statement,
-    remaining_query,
-    worker_from_row,
-)
+from cahlib.tracker.queries import hash_secret, lease_statement, remaining_query, worker_from_row
 from cahlib.tracker.registry import WorkerRegistry
 from cahlib.tracker.schema import failures, workers
 
@@ -97,13 +92,7 @@ class LeaseStore(WorkerRegistry):
             return connection.execute(remaining_query(worker.kind), me).first() is None
 
     def _claim(
-        self,
-        connection: Connection,
-        secret: str,
-        worker: RegisteredWorker,
-        count: int,
-        *,
-        legacy: bool,
+        self, connection: Connection, secret: str, worker: Worker, count: int, *, legacy: bool
     ) -> list[Lease]:
         lane = 1 if legacy and worker.kind is WorkerKind.GPU else 0
         doubted = self.rules.verify_share and spot_checks.is_doubted(connection, worker.nickname)
@@ -164,25 +153,21 @@ class LeaseStore(WorkerRegistry):
                 )
             check_image_count(connection, worker, number, result)
             values = {"now": self._clock(), "hash": hash_secret(secret)}
-            closed = close_shard(self._database, connection, worker, number, result, values)
+            closed = close_shard(connection, worker, number, result, values)
             if closed is None:
                 self._recognize(connection, hash_secret(secret))
                 done = (shards.c.state == "done") & (shards.c.worker == worker.id)
                 self._require(connection, number, done)
                 own = result.uids or ()
-                late = pair_claims.claim_again(self._database, connection, number, own)
-                return CompletionResult(counted=False, lost=tuple(late))
+                late = pair_claims.claim_again(connection, number, own)
+                return CompletionResult(counted=False, late=tuple(late))
             if closed.left:
-                pair_claims.recover_left_pairs(self._database, connection, number)
+                pair_claims.recover_left_pairs(connection, number)
             if closed.checks is not None:
-                spot_checks.compare_check(
-                    self._database, connection, number, closed.checks, result.scores()
-                )
+                spot_checks.compare_check(connection, number, closed.checks, result.scores())
             if result.pairs and random.random() < self.rules.verify_share:
-                spot_checks.begin_check(
-                    self._database, connection, number, worker, result.scores(closed.late)
-                )
-            return CompletionResult(counted=True, lost=tuple(closed.late))
+                spot_checks.begin_check(connection, number, worker, result.scores(closed.late))
+            return CompletionResult(counted=True, late=tuple(closed.late))
 
     def deliver(
         self,
@@ -230,9 +215,7 @@ class LeaseStore(WorkerRegistry):
         self, connection: Connection, worker: int | None, number: int, attempts: int, error: str
     ) -> bool:
         if worker is not None:
-            shard_failures.record_failure(
-                self._database, connection, worker, number, error, self._clock()
-            )
+            shard_failures.record_failure(connection, worker, number, error, self._clock())
         return shard_failures.set_aside_if_hopeless(connection, number, attempts, self.rules)
 
     def refetch(self, secret: str, number: int, error: str) -> bool:
@@ -241,9 +224,7 @@ class LeaseStore(WorkerRegistry):
             if worker.kind is not WorkerKind.GPU:
                 raise InvalidRequest("Only a GPU worker downloads parcels.")
             attempts = self._end_failed(connection, worker, number, error)
-            shard_failures.record_failure(
-                self._database, connection, worker.id, number, error, self._clock()
-            )
+            shard_failures.record_failure(connection, worker.id, number, error, self._clock())
             gpus = select(workers.c.id).where(workers.c.kind == WorkerKind.GPU.value)
             refetches = (failures.c.shard == number) & failures.c.worker.in_(gpus)
             said = connection.execute(select(func.count()).where(refetches)).scalar_one()
@@ -251,9 +232,7 @@ class LeaseStore(WorkerRegistry):
                 connection, number, attempts, error, refetches
             )
 
-    def _end_failed(
-        self, connection: Connection, worker: RegisteredWorker, number: int, error: str
-    ) -> int:
+    def _end_failed(self, connection: Connection, worker: Worker, number: int, error: str) -> int:
         """Take a shard from a worker that failed with it; return the shard's attempts."""
         free = {"state": worker.kind.takes, "worker": None, "error": error, "expires": 0}
         attempts = self._change(connection, worker, number, **free)
@@ -283,9 +262,7 @@ class LeaseStore(WorkerRegistry):
                 raise InvalidRequest("A CPU worker delivers a parcel; it has no pairs to look up.")
             self._require(connection, number, and_(*_mine(worker)))
             keys, max_pairs = parse_uids(uids), self.rules.max_pairs
-            claimed = pair_claims.find_claimed(
-                self._database, connection, number, keys, max_pairs=max_pairs
-            )
+            claimed = pair_claims.find_claimed(connection, number, keys, max_pairs=max_pairs)
             return [key.hex() for key in claimed]
 
     def expel(self, number: int) -> None:
@@ -294,7 +271,7 @@ class LeaseStore(WorkerRegistry):
             row = connection.execute(select(workers).where(workers.c.id == number)).first()
             self._expel(connection, worker_from_row(row))
 
-    def _expel(self, connection: Connection, worker: RegisteredWorker) -> None:
+    def _expel(self, connection: Connection, worker: Worker) -> None:
         self._release(connection, worker, _HELD)
         connection.execute(update(workers).where(workers.c.id == worker.id).values(gone=True))
 
@@ -329,7 +306,7 @@ class LeaseStore(WorkerRegistry):
         return self.rules.legacy_lease_seconds if legacy else self.rules.lease_seconds
 
     def _change(
-        self, connection: Connection, worker: RegisteredWorker, number: int, /, **values: Any
+        self, connection: Connection, worker: Worker, number: int, /, **values: Any
     ) -> int | None:
         """Change a shard that the worker holds; return its attempts, or None if not held."""
         changed = (
@@ -340,9 +317,7 @@ class LeaseStore(WorkerRegistry):
         )
         return connection.execute(changed).scalar()
 
-    def _release(
-        self, connection: Connection, worker: RegisteredWorker, which: Any, back: int = 1
-    ) -> int:
+    def _release(self, connection: Connection, worker: Worker, which: Any, back: int = 1) -> int:
         attempts = shards.c.attempts - back
         state = case((attempts >= self.rules.max_attempts, "failed"), else_=worker.kind.takes)
         values = {"state": state, "worker": None, "attempts": attempts, "expires": 0}
@@ -364,11 +339,11 @@ class LeaseStore(WorkerRegistry):
             f"Shard {number} is not leased to this worker; its lease was lost, or it is finished."
         )
 
-    def _add_to_totals(self, connection: Connection, worker: RegisteredWorker, **more: int) -> None:
-        totals.add_to_totals(self._database, connection, worker.id, worker.nickname, **more)
+    def _add_to_totals(self, connection: Connection, worker: Worker, **more: int) -> None:
+        totals.add_to_totals(connection, worker.id, worker.nickname, **more)
 
 
-def _mine(worker: RegisteredWorker) -> tuple[Any, ...]:
+def _mine(worker: Worker) -> tuple[Any, ...]:
     """Return conditions for shards that a worker holds, or held if no other took them since."""
     states = is_one_of(shards.c.state, worker.kind.holds, worker.kind.takes)
     return shards.c.worker == worker.id, states

@@ -55,7 +55,7 @@ class TrackerRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RegisteredWorker:
+class Worker:
     """A worker that has joined."""
 
     id: int
@@ -113,7 +113,7 @@ class CompletionResult:
     """The tracker's answer to a completion."""
 
     counted: bool  #: False if it was known before
-    lost: tuple[bytes, ...]  #: pairs that another shard brought first
+    late: tuple[bytes, ...]  #: pairs that another shard brought first
 
 
 class ApiError(CahError):

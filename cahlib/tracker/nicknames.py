@@ -9,7 +9,7 @@ from typing import Any
 import regex
 from sqlalchemy import Connection, or_, select, update
 
-from cahlib.ledger.database import Database
+from cahlib.ledger.database import Database, insert_into
 from cahlib.tracker.models import InvalidRequest, NicknameTaken
 from cahlib.tracker.schema import people, teams
 
@@ -57,12 +57,7 @@ def fold(name: str) -> str:
 
 
 def claim_nickname(
-    database: Database,
-    connection: Connection,
-    nickname: str,
-    secret_hash: bytes | None,
-    *,
-    legacy: bool,
+    connection: Connection, nickname: str, secret_hash: bytes | None, *, legacy: bool
 ) -> str:
     """Return the nickname under which a worker's shards count; raise NicknameTaken.
 
@@ -70,7 +65,7 @@ def claim_nickname(
     """
     look = fold(nickname)
     values = {"nickname": nickname, "folded": look, "secret": secret_hash}
-    fresh = database.insert(people).values(**values, scraped=0, done=0, pairs=0)
+    fresh = insert_into(connection, people).values(**values, scraped=0, done=0, pairs=0)
     connection.execute(fresh.on_conflict_do_nothing())
     alike = or_(people.c.folded == look, people.c.nickname == nickname)
     row: Any = connection.execute(
@@ -95,10 +90,10 @@ def claim_nickname(
     )
 
 
-def join_team(database: Database, connection: Connection, nickname: str, team: str) -> None:
+def join_team(connection: Connection, nickname: str, team: str) -> None:
     """Set a person's team; of names that look alike, the first is used for all."""
     look = fold(team)
-    fresh = database.insert(teams).values(name=team, folded=look)
+    fresh = insert_into(connection, teams).values(name=team, folded=look)
     connection.execute(fresh.on_conflict_do_nothing())
     name = select(teams.c.name).where(teams.c.folded == look).scalar_subquery()
     connection.execute(update(people).where(people.c.nickname == nickname).values(team=name))

@@ -18,7 +18,7 @@ from fastapi.responses import PlainTextResponse, Response
 from cahlib.tracker import activity, charts, milestones, models, rendering, standings, statistics
 from cahlib.tracker.activity import DAY, HOUR
 from cahlib.tracker.models import NotFound
-from cahlib.tracker.service import TrackerService, get_service
+from cahlib.tracker.service import Service, get_service
 
 page_router = APIRouter(include_in_schema=False)
 #: Rows of a table per page.
@@ -54,14 +54,14 @@ def show_overview(request: Request) -> Response:
     )  # fmt: skip
 
 
-def overview_values(service: TrackerService) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def overview_values(service: Service) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the overview's values by name, and the latest finished shards."""
     rows = service.latest()  # first, so that the counts include them
     state = service.state()
     counts, now = state.counts, service.clock()
     texts = {
         "share": f"{counts.share * 100:.2f}",
-        "eta": charts.format_duration(state.eta),
+        "eta": charts.human_duration(state.eta),
         "per_hour": charts.format_number(state.per_hour),
         "at_work": charts.format_number(sum(state.workers.values())),
         "kinds": ", ".join(
@@ -175,7 +175,7 @@ def _paging(page: int, found: int) -> dict[str, int]:
     return {"page": page, "pages": pages, "found": found}
 
 
-def _sparks(service: TrackerService, names: Sequence[str], what: str) -> dict[str, str]:
+def _sparks(service: Service, names: Sequence[str], what: str) -> dict[str, str]:
     """Return a sparkline for each of these people: the last day, hour by hour."""
     now = service.clock()
     starts = [int(now // HOUR * HOUR) - HOUR * n for n in reversed(range(24))]
@@ -211,9 +211,7 @@ def show_person(request: Request, name: _Text) -> Response:
     )  # fmt: skip
 
 
-def _days(
-    service: TrackerService, days: dict[int, activity.Contribution], what: str
-) -> dict[str, Any]:
+def _days(service: Service, days: dict[int, activity.Contribution], what: str) -> dict[str, Any]:
     """Return the bars of the last weeks."""
     last = int(service.clock() // DAY * DAY)
     starts = [last - DAY * n for n in reversed(range(_DAYS))]

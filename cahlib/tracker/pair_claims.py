@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, update
 
-from cahlib.ledger.database import Database
+from cahlib.ledger.database import insert_into, is_sqlite
 from cahlib.ledger.schema import pairs, shards
 from cahlib.tracker.models import InvalidRequest
 from cahlib.tracker.schema import left_pairs, second_passes
@@ -24,12 +24,7 @@ _BATCH = 1000
 
 
 def find_claimed(
-    database: Database,
-    connection: Connection,
-    number: int,
-    keys: Iterable[bytes],
-    *,
-    max_pairs: int,
+    connection: Connection, number: int, keys: Iterable[bytes], *, max_pairs: int
 ) -> list[bytes]:
     """Return which pairs a completed shard has, and record that ``number`` leaves them to it.
 
@@ -37,7 +32,7 @@ def find_claimed(
     """
     checked = select(second_passes.c.checks).where(second_passes.c.number == number)
     found = _owned(connection, keys, but=connection.execute(checked).scalar())
-    _leave(database, connection, number, found)
+    _leave(connection, number, found)
     if found:
         count = select(func.count()).where(left_pairs.c.shard == number)
         if connection.execute(count).scalar_one() > max_pairs:
@@ -45,49 +40,43 @@ def find_claimed(
     return found
 
 
-def claim_pairs(
-    database: Database, connection: Connection, number: int, keys: Iterable[bytes]
-) -> list[bytes]:
+def claim_pairs(connection: Connection, number: int, keys: Iterable[bytes]) -> list[bytes]:
     """Give pairs to a completed shard; return those that another one brought first."""
     named = sorted(set(keys))
     if not named:
         return []
     rows = [{"uid": key, "shard": number} for key in named]
-    connection.execute(database.insert(pairs).on_conflict_do_nothing(), rows)
-    return leave_late_pairs(database, connection, number, named)
+    connection.execute(insert_into(connection, pairs).on_conflict_do_nothing(), rows)
+    return leave_late_pairs(connection, number, named)
 
 
-def leave_late_pairs(
-    database: Database, connection: Connection, number: int, keys: Sequence[bytes]
-) -> list[bytes]:
+def leave_late_pairs(connection: Connection, number: int, keys: Sequence[bytes]) -> list[bytes]:
     """Return which of these pairs are not the shard's, and record that it left them."""
     ours = set(connection.execute(select(pairs.c.uid).where(pairs.c.shard == number)).scalars())
     others = [key for key in keys if key not in ours]
-    _leave(database, connection, number, others)
+    _leave(connection, number, others)
     return others
 
 
-def recover_left_pairs(database: Database, connection: Connection, number: int) -> None:
+def recover_left_pairs(connection: Connection, number: int) -> None:
     """Recover pairs that a shard left to one undone since, or should have recovered but did not."""
     waiting = select(left_pairs.c.uid).where(
         (left_pairs.c.shard == number) | (left_pairs.c.again == number)
     )
-    recover_pairs(database, connection, connection.execute(waiting).scalars().all())
+    recover_pairs(connection, connection.execute(waiting).scalars().all())
 
 
-def claim_again(
-    database: Database, connection: Connection, number: int, keys: Iterable[bytes]
-) -> list[bytes]:
+def claim_again(connection: Connection, number: int, keys: Iterable[bytes]) -> list[bytes]:
     """Return the result of `claim_pairs` again, for a repeated completion."""
     named = set(connection.execute(select(pairs.c.uid).where(pairs.c.shard == number)).scalars())
     left = set(
         connection.execute(select(left_pairs.c.uid).where(left_pairs.c.shard == number)).scalars()
     )
-    others = claim_pairs(database, connection, number, left.intersection(keys))
+    others = claim_pairs(connection, number, left.intersection(keys))
     return [key for key in others if key not in named]
 
 
-def release_pairs(database: Database, connection: Connection, numbers: Sequence[int]) -> None:
+def release_pairs(connection: Connection, numbers: Sequence[int]) -> None:
     """Release the pairs of undone shards; the shards that left pairs to them get them back."""
     for start in range(0, len(numbers), _BATCH):
         batch = numbers[start : start + _BATCH]
@@ -97,7 +86,7 @@ def release_pairs(database: Database, connection: Connection, numbers: Sequence[
         orphans = connection.execute(freed.union(promised)).scalars().all()
         connection.execute(delete(pairs).where(pairs.c.shard.in_(batch)))
         connection.execute(delete(left_pairs).where(of_shards))
-        recover_pairs(database, connection, orphans)
+        recover_pairs(connection, orphans)
 
 
 def forget_left_pairs(connection: Connection, numbers: Sequence[int]) -> None:
@@ -107,7 +96,7 @@ def forget_left_pairs(connection: Connection, numbers: Sequence[int]) -> None:
         connection.execute(delete(left_pairs).where(of_shards, left_pairs.c.again.is_(None)))
 
 
-def recover_pairs(database: Database, connection: Connection, keys: Iterable[bytes]) -> None:
+def recover_pairs(connection: Connection, keys: Iterable[bytes]) -> None:
     """Have the unclaimed pairs recovered by the first shard that left them."""
     first: dict[int, list[bytes]] = {}
     for batch in _batches(keys):
@@ -124,21 +113,25 @@ def recover_pairs(database: Database, connection: Connection, keys: Iterable[byt
         )
         for uid, number in connection.execute(losers.group_by(left_pairs.c.uid)):
             first.setdefault(number, []).append(uid)
-    if first and not database.is_sqlite:
-        connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
     for number, uids in sorted(first.items()):
-        passed = add_second_pass(database, connection, number)
+        passed = add_second_pass(connection, number)
         for batch in _batches(uids):
             mine = (left_pairs.c.shard == number) & left_pairs.c.uid.in_(batch)
             connection.execute(update(left_pairs).where(mine).values(again=passed))
 
 
-def add_second_pass(database: Database, connection: Connection, number: int, **check: Any) -> int:
+def lock_wats(connection: Connection) -> None:
+    """Let no other transaction number new shards; SQLite admits one writer anyway."""
+    if not is_sqlite(connection):
+        connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
+
+
+def add_second_pass(connection: Connection, number: int, **check: Any) -> int:
     """Add a second pass over a shard, which may be a check of it; return its number.
 
     A check comes before everything else: images vanish, and invented pairs should be found soon.
-    The table of the WATs must be locked.
     """
+    lock_wats(connection)
     root = select(second_passes.c.of).where(second_passes.c.number == number)
     of = connection.execute(root).scalar() or number
     row = connection.execute(select(shards).where(shards.c.number == of)).one()
@@ -146,8 +139,8 @@ def add_second_pass(database: Database, connection: Connection, number: int, **c
     fresh = 2 * (last // 2 + 1) + row.half
     values = {"number": fresh, "id": f"{row.id[:180]}-again{fresh}", "url": row.url}
     values |= {"half": row.half, "attempts": -1 if check else 0}
-    connection.execute(database.insert(shards).values(**values))
-    connection.execute(database.insert(second_passes).values(number=fresh, of=of, **check))
+    connection.execute(insert_into(connection, shards).values(**values))
+    connection.execute(insert_into(connection, second_passes).values(number=fresh, of=of, **check))
     return int(fresh)
 
 
@@ -162,10 +155,10 @@ def _owned(connection: Connection, keys: Iterable[bytes], *, but: int | None = N
     return found
 
 
-def _leave(database: Database, connection: Connection, number: int, keys: Sequence[bytes]) -> None:
+def _leave(connection: Connection, number: int, keys: Sequence[bytes]) -> None:
     if keys:
         rows = [{"uid": key, "shard": number} for key in sorted(keys)]
-        connection.execute(database.insert(left_pairs).on_conflict_do_nothing(), rows)
+        connection.execute(insert_into(connection, left_pairs).on_conflict_do_nothing(), rows)
 
 
 def _batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:

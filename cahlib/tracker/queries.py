@@ -13,7 +13,7 @@ from sqlalchemy import Select, Update, and_, bindparam, func, select, update
 
 from cahlib.ledger.local import next_shards
 from cahlib.ledger.schema import is_one_of, shards
-from cahlib.tracker.models import RegisteredWorker, UnknownWorker, WorkerKind
+from cahlib.tracker.models import UnknownWorker, Worker, WorkerKind
 from cahlib.tracker.schema import failures, second_passes, workers
 
 BY_SECRET = select(
@@ -95,13 +95,11 @@ def remaining_query(kind: WorkerKind) -> Select[tuple[int]]:
     return select(1).where(shards.c.state.in_(states), shards.c.lane == 0, _UNTRIED).limit(1)
 
 
-def worker_from_row(row: Any) -> RegisteredWorker:
+def worker_from_row(row: Any) -> Worker:
     """Return the worker of a row; raise UnknownWorker if there is none."""
     if row is None:
         raise UnknownWorker("This tracker does not know this worker; register again.")
-    return RegisteredWorker(
-        id=row.id, name=row.name, nickname=row.nickname, kind=WorkerKind(row.kind)
-    )
+    return Worker(id=row.id, name=row.name, nickname=row.nickname, kind=WorkerKind(row.kind))
 
 
 def hash_secret(secret: str) -> bytes:

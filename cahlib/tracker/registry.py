@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import Connection, update
 
-from cahlib.ledger.database import Database
+from cahlib.ledger.database import Database, insert_into
 from cahlib.tracker import nicknames, worker_names
-from cahlib.tracker.models import RegisteredWorker, WorkerKind
+from cahlib.tracker.models import Worker, WorkerKind
 from cahlib.tracker.queries import BY_SECRET, hash_secret, worker_from_row
 from cahlib.tracker.schema import workers
 
@@ -27,7 +27,7 @@ class WorkerRegistry:
     def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database, self._clock = database, clock
         #: by hash of the secret: the worker, and the sign of life that was written last
-        self._recognized: dict[bytes, tuple[RegisteredWorker, float]] = {}
+        self._recognized: dict[bytes, tuple[Worker, float]] = {}
 
     def register(
         self,
@@ -37,7 +37,7 @@ class WorkerRegistry:
         nickname_secret: str = "",
         team: str = "",
         legacy: bool = False,
-    ) -> tuple[RegisteredWorker, str]:
+    ) -> tuple[Worker, str]:
         """Return a new worker and its secret, of which only a hash is stored.
 
         ``nickname_secret`` shows that the nickname is its own; raise NicknameTaken if not.
@@ -49,27 +49,25 @@ class WorkerRegistry:
         }  # fmt: skip
         with self._database.write() as connection:
             secret_hash = hash_secret(nickname_secret) if nickname_secret else None
-            nickname = nicknames.claim_nickname(
-                self._database, connection, nickname, secret_hash, legacy=legacy
-            )
+            nickname = nicknames.claim_nickname(connection, nickname, secret_hash, legacy=legacy)
             values["nickname"] = nickname
             if team:
-                nicknames.join_team(self._database, connection, nickname, team)
+                nicknames.join_team(connection, nickname, team)
             while True:
                 name = worker_names.draw_worker_name()
-                fresh = self._database.insert(workers).values(name=name, **values)
+                fresh = insert_into(connection, workers).values(name=name, **values)
                 free = fresh.on_conflict_do_nothing(index_elements=["name"])
                 number = connection.execute(free.returning(workers.c.id)).scalar()
                 if number is not None:
-                    worker = RegisteredWorker(id=number, name=name, nickname=nickname, kind=kind)
+                    worker = Worker(id=number, name=name, nickname=nickname, kind=kind)
                     return worker, secret
 
-    def known(self, secret: str) -> RegisteredWorker:
+    def known(self, secret: str) -> Worker:
         """Return the worker with this secret."""
         with self._database.read() as connection:
             return self._recognize(connection, hash_secret(secret))[0]
 
-    def _recognize(self, connection: Connection, key: bytes) -> tuple[RegisteredWorker, float]:
+    def _recognize(self, connection: Connection, key: bytes) -> tuple[Worker, float]:
         """Return the worker whose secret has this hash, and when it was last seen."""
         row = connection.execute(BY_SECRET, {"hash": key}).first()
         return worker_from_row(row), row.last_seen if row else 0.0
@@ -77,7 +75,7 @@ class WorkerRegistry:
     @contextmanager
     def as_worker(
         self, secret: str, progress: str = "", *, lookup: bool = True
-    ) -> Iterator[tuple[Connection, RegisteredWorker]]:
+    ) -> Iterator[tuple[Connection, Worker]]:
         """Provide a transaction on a worker's behalf, which counts as a sign of life.
 
         Without ``lookup``, a worker recognized moments ago is not looked up again: for statements

@@ -39,8 +39,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=charts.format_number, long=charts.format_duration, ago=charts.format_age,
-        size=charts.format_size, date=charts.format_date, called=name_query,
+        number=charts.format_number, long=charts.human_duration, ago=charts.format_age,
+        size=charts.human_size, date=charts.format_date, called=name_query,
     )  # fmt: skip
     files = b"".join(path.read_bytes() for path in sorted(_SITE.iterdir()))
     environment.globals.update(
@@ -68,10 +68,10 @@ def render_page(template: str, request: Request, **values: Any) -> Response:
 
 def render_error(request: Request, status: int, text: str, headers: Mapping[str, str]) -> Response:
     """Return a page with an error; it needs no database."""
-    refused = _page("refusal.html", request, {"text": text, "about": text})
-    refused.status_code = status
-    refused.headers.update(headers)
-    return refused
+    response = _page("error.html", request, {"text": text, "about": text})
+    response.status_code = status
+    response.headers.update(headers)
+    return response
 
 
 def _page(template: str, request: Request, values: dict[str, Any]) -> Response:

@@ -86,7 +86,7 @@ class Cached(Generic[_T]):
             self._lock.release()
 
 
-class TrackerService:
+class Service:
     """A tracker behind its routes; one per server process."""
 
     def __init__(
@@ -94,7 +94,7 @@ class TrackerService:
     ) -> None:
         self.settings, self.clock = settings, clock
         self.database = Database(settings.database)
-        self.lease_store = LeaseStore(self.database, settings.rules, clock=clock)
+        self.leases = LeaseStore(self.database, settings.rules, clock=clock)
         self.state = Cached(self._state, settings.fresh)
         self.pair_leaders = Cached(lambda: statistics.list_leaders(self.database), settings.fresh)
         self.parcel_leaders = Cached(
@@ -145,7 +145,7 @@ class TrackerService:
     def _run_background(self) -> None:
         while True:
             try:
-                self.lease_store.expire()
+                self.leases.expire()
                 statistics.record_history(self.database, self.clock())
             except DatabaseUnavailable as error:
                 _log.warning("%s", error)
@@ -153,9 +153,9 @@ class TrackerService:
                 return
 
 
-def get_service(request: Request) -> TrackerService:
+def get_service(request: Request) -> Service:
     """Return the service that a request is for."""
-    service: TrackerService = request.app.state.service
+    service: Service = request.app.state.service
     return service
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, func, select, update
 
-from cahlib.ledger.database import Database
+from cahlib.ledger.database import insert_into
 from cahlib.ledger.schema import shards
 from cahlib.tracker.models import TrackerRules
 from cahlib.tracker.schema import failures
 
 
 def record_failure(
-    database: Database, connection: Connection, worker: int, number: int, error: str, now: float
+    connection: Connection, worker: int, number: int, error: str, now: float
 ) -> None:
     """Record that a worker failed with a shard; it does not get it again."""
     values = {"time": now, "error": error}
-    insert = database.insert(failures).values(shard=number, worker=worker, **values)
+    insert = insert_into(connection, failures).values(shard=number, worker=worker, **values)
     keys = ["shard", "worker"]
     connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=values))
 

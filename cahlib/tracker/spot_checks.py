@@ -18,7 +18,7 @@ from sqlalchemy import Connection, func, select, update
 from cahlib.ledger.database import Database
 from cahlib.ledger.schema import pairs, shards
 from cahlib.tracker import admin, pair_claims
-from cahlib.tracker.models import RegisteredWorker
+from cahlib.tracker.models import Worker
 from cahlib.tracker.schema import left_pairs, second_passes, workers
 
 
@@ -47,13 +47,7 @@ TOLERANCE = 0.01
 _MAX_WAITING = 50
 
 
-def begin_check(
-    database: Database,
-    connection: Connection,
-    number: int,
-    worker: RegisteredWorker,
-    scores: Scores | None,
-) -> None:
+def begin_check(connection: Connection, number: int, worker: Worker, scores: Scores | None) -> None:
     """Have another person repeat a finished shard, unless many checks are waiting already.
 
     A check is not checked. ``scores`` is None where only a count is known.
@@ -63,19 +57,15 @@ def begin_check(
     last = last.order_by(second_passes.c.number.desc()).limit(_MAX_WAITING)
     waiting = connection.execute(last).scalars().all().count(None)
     if waiting < _MAX_WAITING and connection.execute(checks).scalar() is None:
-        if not database.is_sqlite:
-            connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
-        begun = {"avoid": worker.nickname, "scores": scores}
-        pair_claims.add_second_pass(database, connection, number, checks=number, **begun)
+        check = {"avoid": worker.nickname, "scores": scores}
+        pair_claims.add_second_pass(connection, number, checks=number, **check)
 
 
-def compare_check(
-    database: Database, connection: Connection, number: int, checked: int, found: Scores | None
-) -> None:
+def compare_check(connection: Connection, number: int, checked: int, found: Scores | None) -> None:
     """Record how far a check agrees with its shard; if too little, add a second check."""
     scores = found or {}
     of_check = second_passes.c.number == number
-    begun = connection.execute(
+    check = connection.execute(
         select(
             second_passes.c.avoid,
             second_passes.c.scores,
@@ -87,10 +77,10 @@ def compare_check(
         .outerjoin(workers, workers.c.id == shards.c.worker)
         .where(of_check)
     ).one()
-    claimed, count = begun.scores or {}, begun.pairs
-    if (begun.state, begun.nickname) != ("done", begun.avoid):  # undone in the meantime
+    claimed, count = check.scores or {}, check.pairs
+    if (check.state, check.nickname) != ("done", check.avoid):  # undone in the meantime
         claimed, count = {}, 0
-    elif begun.scores is not None:
+    elif check.scores is not None:
         count = len(claimed)
     named = _agreed(claimed, scores)
     # the legacy protocol names no pairs: count as many as claimed, or as were found
@@ -104,14 +94,12 @@ def compare_check(
     other = other.where(second_passes.c.checks == checked, _DISAGREES, ~of_check)
     others = connection.execute(other).all()
     if not others:
-        if not database.is_sqlite:
-            connection.exec_driver_sql("LOCK TABLE wats IN SHARE ROW EXCLUSIVE MODE")
-        second = {"avoid": begun.avoid, "scores": begun.scores}
-        pair_claims.add_second_pass(database, connection, checked, checks=checked, **second)
+        second = {"avoid": check.avoid, "scores": check.scores}
+        pair_claims.add_second_pass(connection, checked, checks=checked, **second)
     ours = _found(connection, number, scores)
     for theirs in (_found(connection, each.number, each.scores) for each in others):
         if 2 * _agreed(ours, theirs) >= max(len(ours), len(theirs)):
-            admin.undo_shard(database, connection, checked)
+            admin.undo_shard(connection, checked)
             return
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Select, delete, func, select
 
-from cahlib.ledger.database import Database
+from cahlib.ledger.database import Database, insert_into
 from cahlib.ledger.schema import is_one_of, shards
 from cahlib.tracker import activity
 from cahlib.tracker.models import NotFound
@@ -229,11 +229,11 @@ def record_history(database: Database, now: float) -> None:
     idle &= ~select(1).where(workers.c.nickname == people.c.nickname).exists()
     empty = ~select(1).where(people.c.team == teams.c.name).exists()
     with database.write() as connection:
-        fresh = database.insert(history).values(row).on_conflict_do_nothing()
+        fresh = insert_into(connection, history).values(row).on_conflict_do_nothing()
         if connection.execute(fresh.returning(history.c.time)).first() is None:
             return
-        activity.record_activity(database, connection, slot - SLOT_SECONDS)
-        activity.roll_up(database, connection, now)
+        activity.record_activity(connection, slot - SLOT_SECONDS)
+        activity.roll_up(connection, now)
         connection.execute(delete(history).where(old))
         connection.execute(delete(workers).where(forgotten))
         connection.execute(delete(people).where(idle))
@@ -242,8 +242,8 @@ def record_history(database: Database, now: float) -> None:
 
 def check_writable(database: Database, now: float) -> None:
     """Write to the database as each lease does; raise DatabaseUnavailable if that fails."""
-    row = database.insert(health).values(id=1, time=now)
     with database.write() as connection:
+        row = insert_into(connection, health).values(id=1, time=now)
         connection.execute(row.on_conflict_do_update(index_elements=["id"], set_={"time": now}))
 
 

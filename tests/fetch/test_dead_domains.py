@@ -54,7 +54,7 @@ class Here:
         key, function, arguments, limit = self.waiting.pop(0)
         return key, function(*arguments, limit=limit, report=lambda _: None)
 
-    def told(self):
+    def reports(self):
         return []
 
 
@@ -75,7 +75,7 @@ def test_later_shards_and_runs_ask_a_dead_domain_no_more(tmp_path):
     engines = []
 
     @contextmanager
-    def scraping(job, *, stop, board):
+    def scraping(job, *, stop, swarm_status):
         engines.append(Here())
         yield engines[-1], tmp_path / "dataset/run/parcels"
 

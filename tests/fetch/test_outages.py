@@ -344,7 +344,7 @@ class Near:
 
     def __init__(self, wires, given_back):
         self._wires, self._given_back, self._waiting = wires, given_back, []
-        self.told = list
+        self.reports = list
 
     def __len__(self):
         return len(self._waiting)
@@ -372,7 +372,7 @@ def test_a_shard_that_is_given_back_costs_no_attempt_and_a_later_launch_finishes
     crawl, stop = small.write(tmp_path / "crawl", files=1, links=3), threading.Event()
 
     @contextmanager
-    def scraping(job, *, stop, board):
+    def scraping(job, *, stop, swarm_status):
         yield Near(wires, stop), tmp_path / "set/run/parcels"
 
     with Wires() as wires, ExitStack() as stack:

@@ -7,13 +7,14 @@ import time
 import pytest
 
 from cahlib.core.config import Download
-from cahlib.core.records import Evidence, Stage, Stats
+from cahlib.core.records import DropReason, Evidence, Stage, Stats
 from cahlib.fetch.connectivity import NoAnswerCause
 from cahlib.fetch.images import stream_images
 from cahlib.fetch.network import watch_network
 from cahlib.fetch.outage_monitor import OutageTimings
 from cahlib.fetch.resolver import NetworkConfig, NoAddressError, NoAnswerError
 from tests.world import web as w
+from tests.world.fetched import lost
 from tests.world.jobs import LIMIT
 from tests.world.pictures import candidate, picture
 
@@ -104,3 +105,17 @@ def test_a_name_whose_own_servers_are_down_prolongs_no_outage():
 
     asyncio.run(outage())
     assert asked[:4] == ["gone.example", "waits.example", "gone.example", "."]
+
+
+def test_a_name_that_is_looked_up_for_longer_than_a_request_may_take_is_lost_for_its_name():
+    async def lookup(host):
+        if host == ".":
+            raise NoAddressError(host)
+        await asyncio.sleep(0.3)
+        raise NoAnswerError(host)
+
+    timings = OutageTimings(quiet=0.1, probe=0.75, retry=0.1)
+    net = NetworkConfig(lookup=lookup, tls=False, pause=0, timings=timings)
+    with w.Web({}) as web:
+        reason = lost(web, "http://a.example/", net=net, consent="strict", total_timeout=0.2)
+    assert reason is DropReason.DNS

@@ -39,7 +39,7 @@ from cahlib.tracker.app import create_app
 from cahlib.tracker.models import TrackerRules, UnknownWorker, WorkerKind
 from cahlib.tracker.request_limits import RequestLimits
 from cahlib.tracker.schema import failures, people, workers
-from cahlib.tracker.service import TrackerService, TrackerSettings
+from cahlib.tracker.service import Service, TrackerSettings
 from tests.world.races import shaken, together
 from tests.world.trackers import serving
 
@@ -155,9 +155,9 @@ class World:
         switch.app = switch.app or create_app(
             settings
         )  # once: putting its routes together takes long
-        switch.app.state.service = service = TrackerService(settings, clock=self.clock)
+        switch.app.state.service = service = Service(settings, clock=self.clock)
         switch.mode = "up"
-        self.lease_store, self.database = service.lease_store, service.database
+        self.lease_store, self.database = service.leases, service.database
         self.clock.now += 1000
         admin.add_wats(self.database, wats(count))
         if kind == "gpu":

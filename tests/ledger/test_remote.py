@@ -42,7 +42,7 @@ def app(url, database, fill):
 
 def deliver_all(app, where):
     """Somebody brings the parcels of all shards."""
-    lease_store = app.state.service.lease_store
+    lease_store = app.state.service.leases
     cpu = lease_store.register("carl", WorkerKind.CPU)[1]
     while lease := lease_store.lease(cpu):
         lease_store.deliver(cpu, lease.number, {"url": where, "sha256": "0" * 64, "size": 5})
@@ -191,7 +191,7 @@ def test_a_finished_shard_that_became_anothers_meanwhile_is_named(
         remote._reporter.join()
         ledger.close()
         clock.now += 3600
-        lease_store = app.state.service.lease_store
+        lease_store = app.state.service.leases
         other = lease_store.register("bob", WorkerKind.HYBRID)[1]
         assert {lease_store.lease(other).number, lease_store.lease(other).number} == {0, 1}
         ledger, again = run.launch()
@@ -210,7 +210,7 @@ def test_a_run_that_the_tracker_does_not_know_any_more_ends(app, database, tmp_p
             remote.commit(first, ["ab" * 16], one_pair())
             remote.mark_done(first)
             until(lambda: statistics.crawl_counts(database).done == 1)
-            app.state.service.lease_store.expel(1)
+            app.state.service.leases.expel(1)
             while remote.has_more():
                 remote.lease()
         assert ledger.counts().done == ledger.counts().total == 1

@@ -139,7 +139,7 @@ def send_away(service, database):
         named = workers.c.nickname.like("mallory%")
         numbers = connection.execute(workers.select().where(named)).scalars().all()
     for number in numbers:
-        service.lease_store.expel(number)
+        service.leases.expel(number)
     for number in numbers:
         admin.undo_worker(database, number)
     admin.retry_shards(database)

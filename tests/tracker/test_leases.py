@@ -276,7 +276,7 @@ def bring(lease_store, secret, number, *uids):
     closed = lease_store.complete(
         secret, number, ShardResult(pairs=len(keys), uids=keys, stats=Stats())
     )
-    return [key.hex() for key in closed.lost]
+    return [key.hex() for key in closed.late]
 
 
 def undone(lease_store, database, secret):

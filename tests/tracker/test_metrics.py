@@ -26,7 +26,7 @@ def test_silence_errors_and_queues_are_numbers_for_an_alert(url, database, fill,
         fresh=0,
     )
     app = create_app(settings, clock=clock)
-    lease_store = app.state.service.lease_store
+    lease_store = app.state.service.leases
     statistics.record_history(database, clock.now - 7200)
     with serving(app) as tracker:
         idle = read(tracker)

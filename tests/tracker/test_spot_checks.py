@@ -7,7 +7,7 @@ from cahlib.core.records import Stats
 from cahlib.tracker import admin, hot_routes, spot_checks, statistics
 from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.models import OutdatedWorker, ShardResult, TrackerRules, WorkerKind
-from cahlib.tracker.service import TrackerService, TrackerSettings
+from cahlib.tracker.service import Service, TrackerSettings
 
 PAIRS = [f"{n:032x}" for n in range(10)]
 
@@ -24,7 +24,7 @@ def bring(lease_store, secret, number, uids, similarity=0.3):
     closed = lease_store.complete(
         secret, number, ShardResult(pairs=len(keys), stats=Stats(), **found)
     )
-    return [key.hex() for key in closed.lost]
+    return [key.hex() for key in closed.late]
 
 
 def test_a_check_finds_who_invents_pairs(lease_store, fill, database, url, capsys):
@@ -96,7 +96,7 @@ def test_two_who_agree_undo_the_first(database, clock, fill, third, invented):
 
 
 def test_a_worker_that_knows_no_similarities_is_told_to_update(tmp_path):
-    service = TrackerService(
+    service = Service(
         TrackerSettings(database=f"sqlite:///{tmp_path / 'x'}", rules=TrackerRules(verify_share=1))
     )
     with pytest.raises(OutdatedWorker):

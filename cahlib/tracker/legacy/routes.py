@@ -94,7 +94,7 @@ def register_legacy(
 ) -> dict[str, str]:
     """Register a worker."""
     service, kind = get_service(request), _parse_invited_kind(request, type)
-    worker, secret = service.lease_store.register(
+    worker, secret = service.leases.register(
         nicknames.normalize_nickname(nickname), kind, legacy=True
     )
     upload = service.settings.rules.legacy_upload
@@ -162,9 +162,7 @@ def gpu_invalid_download(request: Request, body: LegacyRequest) -> str:
 def validate_worker(request: Request, body: LegacyRequest) -> str:
     """Return whether the tracker still knows the worker."""
     try:
-        return str(
-            get_service(request).lease_store.known(body.token).kind is _parse_kind(body.type)
-        )
+        return str(get_service(request).leases.known(body.token).kind is _parse_kind(body.type))
     except UnknownWorker:
         return "False"
 
@@ -206,9 +204,9 @@ def markasdone_cpu(request: Request, whole: WatResults) -> dict[str, Any]:
             if 0 <= number < 2**31
         }
         service = get_service(request)
-        completed = wats.deliver_wats(service.lease_store, service.database, whole.token, urls)
-    except ApiError as refusal:
-        return {"status": "failed", "detail": str(refusal)}
+        completed = wats.deliver_wats(service.leases, whole.token, urls)
+    except ApiError as error:
+        return {"status": "failed", "detail": str(error)}
     if not completed:
         detail = "None of these shards was offered and is still free, or is leased to this worker."
         return {"status": "failed", "detail": detail}
@@ -225,7 +223,7 @@ def get_progress(request: Request) -> dict[str, Any]:
         "completion_float": counts.share * 100,
         "total_connected_workers": sum(state.workers.values()),
         "total_pairs_scraped": counts.pairs,
-        "eta": charts.format_duration(state.eta),
+        "eta": charts.human_duration(state.eta),
     }
 
 
@@ -249,9 +247,7 @@ def get_worker_data(request: Request, type: str, name: str) -> dict[str, Any]:
 
 @filter_router.post("/deduplicate/", response_class=PlainTextResponse)
 async def filter_lines(
-    request: Request,
-    file: Annotated[UploadFile, File()],
-    key: Annotated[str, Form(max_length=100)],
+    request: Request, file: Annotated[UploadFile, File()], key: Annotated[str, Form(max_length=100)]
 ) -> str:
     """Return the lines that are not in the filter."""
     found = _filter(request, key)
@@ -260,9 +256,7 @@ async def filter_lines(
 
 @filter_router.post("/add/", response_class=PlainTextResponse)
 async def add_lines(
-    request: Request,
-    file: Annotated[UploadFile, File()],
-    key: Annotated[str, Form(max_length=100)],
+    request: Request, file: Annotated[UploadFile, File()], key: Annotated[str, Form(max_length=100)]
 ) -> str:
     """Add lines to the filter."""
     found = _filter(request, key)
@@ -296,13 +290,13 @@ def _parse_invited_kind(request: Request, type: str) -> WorkerKind:
 def _store_for(request: Request, body: LegacyRequest) -> LeaseStore:
     """Return the lease store if the worker is of the type it claims; raise UnknownWorker."""
     service, kind = get_service(request), _parse_invited_kind(request, body.type)
-    if service.lease_store.known(body.token).kind is not kind:
+    if service.leases.known(body.token).kind is not kind:
         raise UnknownWorker(f"This tracker does not know this {kind.name} worker; register again.")
-    return service.lease_store
+    return service.leases
 
 
 def _held_shard(request: Request, token: str) -> int:
-    held = get_service(request).lease_store.held_shards(token)
+    held = get_service(request).leases.held_shards(token)
     if not held:
         raise NotHeld("This worker holds no job, or the job is finished.")
     return held[0]

@@ -54,9 +54,7 @@ def find_wat_shards(database: Database, url: str) -> list[int]:
     return [] if number is None else [2 * number, 2 * number + 1]
 
 
-def deliver_wats(
-    lease_store: LeaseStore, database: Database, secret: str, urls: Mapping[int, str]
-) -> int:
+def deliver_wats(lease_store: LeaseStore, secret: str, urls: Mapping[int, str]) -> int:
     """Record parcels of whole WAT files; return how many were unclaimed or this worker's."""
     with lease_store.as_worker(secret) as (connection, worker):
         if worker.kind is not WorkerKind.CPU:
@@ -64,14 +62,14 @@ def deliver_wats(
         offered = (shards.c.state == "todo") & (shards.c.expires > 0)
         mine = (shards.c.state == "leased") & (shards.c.worker == worker.id)
         scraped = {"state": "scraped", "lane": 1, "attempts": 0, "worker": None}
-        brought = 0
+        delivered = 0
         for number, url in sorted(urls.items()):
-            delivered = (
+            statement = (
                 update(shards)
                 .where(shards.c.number == number, or_(offered, mine))
                 .values(scraper=worker.id, parcel={"url": url}, **scraped)
             )
-            brought += int(connection.execute(delivered).rowcount)
-        if brought:
-            totals.add_to_totals(database, connection, worker.id, worker.nickname, scraped=brought)
-        return brought
+            delivered += int(connection.execute(statement).rowcount)
+        if delivered:
+            totals.add_to_totals(connection, worker.id, worker.nickname, scraped=delivered)
+        return delivered
