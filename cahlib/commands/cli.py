@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _done(chosen: argparse.Namespace) -> int:
-    """Return the exit code of a command, and say what is wrong."""
+    """Run a command, print its error, and return its exit code."""
     try:
         told = read_environment()
         with _logged(chosen), _reminded(chosen, told.get("HCLOUD_TOKEN", "")):
@@ -215,7 +215,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
 
 def _job(chosen: argparse.Namespace) -> Job:
-    """The Job that was typed, with what the environment and .env add."""
+    """Return the Job of the options typed, the environment and .env."""
     typed = vars(chosen)
     names = (*FORMER_NAMES, *(each.name for each in settings()))
     given = {name: typed[name] for name in names if name in typed}
@@ -224,7 +224,7 @@ def _job(chosen: argparse.Namespace) -> Job:
 
 
 def _watched(job: Job, work: Callable[..., T]) -> T:
-    """Do a job's work under the eyes of the user, who may stop it."""
+    """Do a job's work, showing its progress to the user, who may stop it."""
     from cahlib.commands.console import progress_view
 
     with _stoppable() as stop, progress_view() as listener:
@@ -245,9 +245,9 @@ def _follow(job: Job, tokens: str = "", watchdog: str = "") -> int:
 
 @contextmanager
 def _stoppable() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C (or SIGTERM) sets; the second one interrupts.
+    """Provide an event that the first Ctrl-C (or SIGTERM) sets; the second one interrupts.
 
-    A terminal that is closed sets it as well, and does not interrupt: it may say so twice.
+    A terminal that is closed sets it too, but never interrupts: it may signal twice.
     """
     stop = threading.Event()
 

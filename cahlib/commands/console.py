@@ -1,7 +1,4 @@
-"""What a command prints: how a run goes on, and what becomes of a stream that nobody reads.
-
-A run is shown in a terminal by one live line a stage, elsewhere by plain lines now and then.
-"""
+"""The progress of a run as text: in a terminal a live line per stage, elsewhere plain lines."""
 
 from __future__ import annotations
 
@@ -56,13 +53,13 @@ def print_json(result: Mapping[str, Any]) -> None:
 
 
 def _draws(stream: TextIO) -> bool:
-    """Return whether lines can be drawn on a stream, and drawn anew."""
+    """Return whether lines can be drawn and redrawn on a stream."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager
 def progress_view(stream: TextIO | None = None) -> Iterator[Listener]:
-    """A listener that shows what it hears on a stream: lines that stay, or that follow."""
+    """Provide a listener that shows snapshots on a stream: live lines, or one after another."""
     stream = stream or sys.stderr
     if is_quiet():
         yield lambda snapshot: None
@@ -74,7 +71,7 @@ def progress_view(stream: TextIO | None = None) -> Iterator[Listener]:
 
 
 def stage_lines(snapshot: Snapshot) -> tuple[str, str, str]:
-    """What scraping, judging and writing do, a line each."""
+    """Return a line each on scraping, judging and writing."""
     stats, rates = snapshot.stats, snapshot.rates
     lost = (
         f" · lost: {_causes(stats)}" if any(r.stage is Stage.FETCH for r in stats.dropped) else ""
@@ -93,7 +90,7 @@ def stage_lines(snapshot: Snapshot) -> tuple[str, str, str]:
 
 
 def node_lines(nodes: Sequence[NodeStatus], currency: str = "EUR") -> list[str]:
-    """What each node is and does, a line each under a line of headings."""
+    """Return a table of the nodes: a line of headings, then a line for each."""
     name, job = (max([8, *(len(getattr(n, what)) for n in nodes)]) for what in ("name", "job"))
     lines = [
         f"{'node':<{name}}  {'type':<6} {'place':<5} {'state':<8} {'shard':<{job}} "
@@ -162,7 +159,7 @@ def startup_bar(
 
 
 def swarm_line(snapshot: Snapshot) -> str:
-    """What all nodes together do and cost; "" without any, now and before."""
+    """Return a line on all nodes and their cost; "" if there never were any."""
     if not (snapshot.nodes or snapshot.spent):
         return ""
     states = Counter(each.state for each in snapshot.nodes)
@@ -172,7 +169,7 @@ def swarm_line(snapshot: Snapshot) -> str:
 
 
 def log_line(snapshot: Snapshot) -> str:
-    """The end of one node's log; each has its turn."""
+    """Return the last log line of one node; they take turns."""
     said = [each for each in snapshot.nodes if each.line]
     if not said:
         return ""
@@ -186,7 +183,7 @@ def _queue(snapshot: Snapshot, name: str) -> str:
 
 
 def _causes(stats: Stats) -> str:
-    """The most frequent failures of the fetching."""
+    """Return the most frequent failures of fetching."""
     failed = {r: n for r in DropReason if r.stage is Stage.FETCH and (n := stats.dropped[r])}
     often = sorted(failed, key=lambda reason: -failed[reason])[:4]
     return ", ".join(f"{reason.value} {failed[reason]:,}" for reason in often)
@@ -224,7 +221,7 @@ def _bars(stream: TextIO) -> Iterator[Listener]:
 
 
 def _swarm(snapshot: Snapshot, *, room: int) -> list[str]:
-    """The nodes, as many as there is room for; the others have their turn."""
+    """Return lines on as many nodes as there is room for; they take turns."""
     if not snapshot.nodes:
         return [each for each in [swarm_line(snapshot)] if each]
     heading, *nodes = node_lines(snapshot.nodes, snapshot.currency)

@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
     """The parser of `cah`, or of one of its commands."""
 
     def __init__(self, *, example: str = "", **options: Any) -> None:
-        """``example`` is a command line that works; help ends with it."""
+        """Set up help; ``example`` is a working command line, shown at its end."""
         if example:
             options["epilog"] = "\n\n".join([f"example:\n  {example}", options.get("epilog", "")])
         super().__init__(add_help=False, formatter_class=_Formatter, **options)

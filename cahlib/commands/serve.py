@@ -100,7 +100,7 @@ def serve(chosen: argparse.Namespace) -> int:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """The port; raises ConfigError if it cannot be had.
+    """Return a socket bound to the port; raise ConfigError if it is not available.
 
     What uvicorn makes for several processes lacks TCP_NODELAY: an answer's second packet then
     waits until the first one is acknowledged, 44 ms where a request took 1 ms.
@@ -123,7 +123,7 @@ _HANDED_ON = "CAH_TRACKER_SERVE"
 
 
 def application() -> FastAPI:
-    """The application of one of several server processes."""
+    """Return the application of one of several server processes."""
     from cahlib.tracker.app import create_app
 
     return create_app(_settings(json.loads(os.environ[_HANDED_ON])))
@@ -168,7 +168,7 @@ def _settings(chosen: dict[str, Any]) -> TrackerSettings:
 
 @contextmanager
 def open_tracker_database(url: str, *, create: bool = False) -> Iterator[Database]:
-    """A tracker's database, with the tables that this version needs; one must be there already."""
+    """Provide a tracker's database, migrated to this version; it must exist already."""
     from cahlib.ledger.database import Database
     from cahlib.tracker.migrate import migrate
 

@@ -168,7 +168,8 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
         lifecycle.delete_swarm(clouds, labels)
     except KeyboardInterrupt:
         print(
-            "Some of them may still be there; the same command deletes the rest.", file=sys.stderr
+            "Some of them may still exist; run the same command to delete the rest.",
+            file=sys.stderr,
         )
         raise
     done = f"{plural(len(servers), 'server')} {verb(len(servers), 'was', 'were')} deleted"
@@ -264,7 +265,7 @@ def _ssh(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) -
 
 
 def _free(port: int) -> int:
-    """This port of loopback, or another one if somebody has it."""
+    """Return this port of loopback, or a free one if it is taken."""
     for wanted in (port, 0):
         with socket.socket() as own, suppress(OSError):
             own.bind(("127.0.0.1", wanted))
@@ -282,7 +283,7 @@ def _restart(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str
 
 
 def _logins(job: Job, environment: Mapping[str, str], node: str | None) -> Sequence[Login]:
-    """How the servers of a run are reached; all, or the one that is named."""
+    """Return the logins of a run's servers: all, or the one that is named."""
     from cahlib.swarm import lifecycle
 
     servers: list[Server] = lifecycle.run_servers(_accounts(environment), _state(job))
@@ -294,7 +295,7 @@ def _logins(job: Job, environment: Mapping[str, str], node: str | None) -> Seque
 
 
 def _accounts(environment: Mapping[str, str]) -> Sequence[Account]:
-    """Return the accounts whose tokens are good, and name the others."""
+    """Return the accounts with valid tokens, and print which are not."""
     from cahlib.run.scrapers import cloud_accounts
     from cahlib.swarm.provider import usable_accounts
 

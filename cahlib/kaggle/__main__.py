@@ -1,4 +1,4 @@
-"""The door of `kaggle.sh`: asks what the environment does not say, then attends a session."""
+"""The command of `kaggle.sh`: ask for what the environment lacks, then run a session."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cahlib.kaggle.servers import SessionServers
     from cahlib.kaggle.service import KaggleAccount
 
-#: What is asked for in a terminal, if the environment has it not: variable, question, default.
+#: What is asked in a terminal if the environment lacks it: variable, question, default.
 _QUESTIONS = (
     ("CAH_NICKNAME", "Your nickname, for the dataset's card", ""),
     ("CAH_CONTACT", "A page or e-mail address where site owners reach you", ""),
@@ -38,10 +38,10 @@ _QUESTIONS = (
 _CLOUD = "Hetzner API token (not shown, and not stored)"
 _KAGGLE = "Kaggle API token, from https://www.kaggle.com/settings (not shown, and not stored)"
 
-#: No version of the client that fetches what a kernel made runs on 3.10.
-_OLD = "Kaggle's client needs Python 3.11 or newer; make .venv anew with one."
+#: No version of the client that can download a kernel's output runs on 3.10.
+_OLD = "Kaggle's client needs Python 3.11 or newer; recreate .venv with it."
 
-#: Hours of a session at Kaggle, if nobody says how many; it allows twelve since 2025.
+#: Default hours of a session at Kaggle, which allows twelve since 2025.
 _HOURS = 9.0
 
 #: Where Kaggle's package looks for credentials.
@@ -49,8 +49,8 @@ _CREDENTIALS = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY")
 
 
 def main() -> int:
-    """Attend a session and return an exit code as `cah` does; 3: another session has to go on."""
-    with robust_streams(output=True):  # servers are deleted, whether or not somebody reads that
+    """Run a session and return an exit code as `cah` does; 3: continue in another session."""
+    with robust_streams(output=True):  # servers are deleted even if the terminal is gone
         return _main()
 
 
@@ -60,7 +60,7 @@ def _main() -> int:
     try:
         told = _answered(read_environment())
         with orphan_reminder(told.get("HCLOUD_TOKEN", ""), _own(told), _print_error):
-            pass  # it is awaited: nothing is asked or ordered before it is told
+            pass  # nothing is asked or ordered before the reminder
         return _attended(told)
     except ModuleNotFoundError as error:
         old = error.name == "kaggle" and sys.version_info < (3, 11)
@@ -70,7 +70,7 @@ def _main() -> int:
         _say(str(error))
         return error.exit_code
     except EOFError:  # Ctrl-D at a question
-        _say("nothing was started: a question has no answer.")
+        _say("nothing was started: a question was not answered.")
         return 130
     except KeyboardInterrupt:
         _say("interrupted; nothing was started.")
@@ -122,7 +122,7 @@ def _attended(told: Mapping[str, str]) -> int:
 
 
 def _answered(told: dict[str, str]) -> dict[str, str]:
-    """What was told, with the answers of who sits at the terminal."""
+    """Return the environment, completed by answers from the terminal."""
     if not sys.stdin.isatty():
         return told
     for variable, question, default in _QUESTIONS:
@@ -136,27 +136,27 @@ def _answered(told: dict[str, str]) -> dict[str, str]:
 
 
 def _own(told: Mapping[str, str]) -> Path | None:
-    """The state of the swarm that this launch looks after itself; None if it makes none."""
+    """Return the folder of the swarm that this launch creates itself; None without one."""
     if _secret(told) or told.get("CAH_SWARM", "0") == "0" == told.get("CAH_CORES", "0"):
         return None
     given = {"output": told["CAH_OUTPUT"]} if told.get("CAH_OUTPUT") else {}
     return Job.from_values(given).output.folder / "run" / "swarm"
 
 
-#: Settings that may name files of this machine, and what is then there.
+#: Settings that may name files of this machine, and how to tell.
 _PERHAPS = {"model": Path.is_dir, "pretrained": Path.is_file}
 
 
 def _job(told: Mapping[str, str]) -> Job:
-    """The job; what would be refused in the kernel is refused here."""
+    """Return the job; raise ConfigError for what the kernel would reject."""
     from cahlib.kaggle.limits import MAX_SESSION_HOURS
 
     job = build_job({}, told)
     _require_all(job)
     if job.place.engine:
-        raise ConfigError("engine: Kaggle's kernel scrapes by itself, or with servers (swarm).")
+        raise ConfigError("engine: a Kaggle kernel scrapes by itself, or with servers (swarm).")
     if job.output.url:
-        raise ConfigError("output: give a folder of this machine; the kernel's output comes there.")
+        raise ConfigError("output: give a local folder; the kernel's output is downloaded there.")
     links, crawl = job.crawl.links, job.crawl.crawl
     if any("://" not in each for each in links):
         raise ConfigError("links: Kaggle cannot read this machine's files; give URLs.")
@@ -169,16 +169,16 @@ def _job(told: Mapping[str, str]) -> Job:
             f"hours: a session at Kaggle has {MAX_SESSION_HOURS:g} at most; give fewer."
         )
     if job.place.watchdog and _secret(told):
-        raise ConfigError("watchdog: servers that the kernel makes itself cannot have one.")
+        raise ConfigError("watchdog: servers that the kernel creates itself cannot have one.")
     for setting in settings():
         name, value = setting.name, setting.of(job)
         if setting.option.file and value and (name not in _PERHAPS or _lies_here(name, value)):
-            raise ConfigError(f"{name}: files of this machine are not brought to Kaggle.")
+            raise ConfigError(f"{name}: local files are not uploaded to Kaggle; leave it empty.")
     return job
 
 
 def _require_all(job: Job) -> None:
-    """Refuse a job that lacks what is asked for in a terminal."""
+    """Raise ConfigError for a job that lacks a required setting."""
     try:
         requirements.require_nickname(job)
         requirements.require_contact(job)
@@ -192,7 +192,7 @@ def _require_all(job: Job) -> None:
 
 
 def _require_crawl(job: Job, told: Mapping[str, str]) -> None:
-    """Refuse a crawl that Common Crawl does not list, if it can be asked."""
+    """Raise ConfigError for a crawl that Common Crawl does not list, if it can be reached."""
     name = job.crawl.crawl
     if (
         job.place.tracker
@@ -203,13 +203,13 @@ def _require_crawl(job: Job, told: Mapping[str, str]) -> None:
         return
     listed = index.crawl_names(told.get("CAH_KAGGLE_CRAWLS") or index.INDEX_URL)
     if not listed:
-        _say(f"{index.INDEX_URL} does not answer, so nobody has checked that {name} is there.")
+        _say(f"{index.INDEX_URL} does not answer, so it is not checked whether {name} exists.")
     elif name not in listed:
         raise ConfigError(f"crawl: there is no {name}; the newest are {', '.join(listed[:3])}.")
 
 
 def _kept(job: Job) -> str:
-    """Return what Kaggle's room means for a session, as far as that can be known."""
+    """Return how many shards fit into a session's output, as far as known."""
     from cahlib.kaggle.in_kernel import MAX_OUTPUT
     from cahlib.run.disk_space import committed_size, format_size
 
@@ -219,16 +219,16 @@ def _kept(job: Job) -> str:
         if taken
         else ""
     )
-    return f"Kaggle keeps 20 GB of a session: it stops before it has more{shards}."
+    return f"Kaggle keeps 20 GB of a session, which stops before it exceeds that{shards}."
 
 
 def _lies_here(name: str, value: str) -> bool:
-    """Whether a model or its weights are meant that no name of open_clip's is."""
+    """Return whether a model or its weights are a local path, not a name of open_clip's."""
     return value.startswith(("/", "~", ".")) or _PERHAPS[name](Path(value))
 
 
 def _account(told: Mapping[str, str]) -> KaggleAccount:
-    """The account; without credentials that count, its token is asked for in a terminal."""
+    """Return the account; without valid credentials, ask for its token in a terminal."""
     from cahlib.kaggle.service import KaggleAccount
 
     for name in _CREDENTIALS:
@@ -244,7 +244,7 @@ def _account(told: Mapping[str, str]) -> KaggleAccount:
 
 
 def _swarm(job: Job, told: Mapping[str, str], hours: float) -> SessionServers:
-    """The servers to be made, whose cost is told."""
+    """Return the servers to create, after printing their cost."""
     from cahlib.kaggle.servers import SessionServers
     from cahlib.run.scrapers import cloud_accounts, watchdog_config
 
@@ -265,25 +265,25 @@ def _source(told: Mapping[str, str]) -> KernelSource:
     )
     for path in (found.notebook, found.metadata):
         if not path.exists():
-            raise ConfigError(f"{path} is not there; kaggle.sh runs from a checkout of cahlib.")
+            raise ConfigError(f"{path} does not exist; run kaggle.sh from a checkout of cahlib.")
     return found
 
 
 def _secret(told: Mapping[str, str]) -> bool:
-    """Whether the cloud's token is among the secrets of the notebook at Kaggle."""
+    """Return whether the cloud's token is among the notebook's secrets at Kaggle."""
     name = "CAH_KAGGLE_SECRET"
     setting = Setting(group="", name=name, type=bool, default=False, option=Option(help=""))
     return bool(setting.parse(told.get(name, "")))
 
 
 def _tokens(told: Mapping[str, str]) -> list[str]:
-    """The tokens in the environment; of the cloud's there may be several, with spaces or commas."""
+    """Return the tokens in the environment; several are separated by spaces or commas."""
     names = ("HCLOUD_TOKEN", WATCHDOG_VARIABLE, "KAGGLE_API_TOKEN", "KAGGLE_KEY")
     return " ".join(told.get(name, "") for name in names).replace(",", " ").split()
 
 
 def _name(told: Mapping[str, str]) -> str:
-    """The kernel's name; that of its private input is 16 characters longer, of 50 at most."""
+    """Return the kernel's name; its private input's is 16 characters longer, of at most 50."""
     name = told.get("CAH_KAGGLE_NAME") or "cahlib"
     if not (5 <= len(name) <= 34 and re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name)):
         raise ConfigError(
@@ -297,13 +297,13 @@ def _pause(told: Mapping[str, str]) -> float:
     try:
         return max(float(told.get("CAH_KAGGLE_PAUSE") or 20), 0.01)
     except ValueError:
-        raise ConfigError("CAH_KAGGLE_PAUSE: give the seconds between two looks.") from None
+        raise ConfigError("CAH_KAGGLE_PAUSE: give the seconds between two polls.") from None
 
 
 def _interrupted(number: int, frame: object) -> None:
-    """A closed terminal and a shutdown are Ctrl-C: servers must not be left behind."""
+    """Treat a closed terminal and a shutdown as Ctrl-C: servers must not be left behind."""
     if number == signal.SIGHUP:
-        signal.signal(number, signal.SIG_IGN)  # it may be said twice
+        signal.signal(number, signal.SIG_IGN)  # it may come twice
         silence_terminal()
     raise KeyboardInterrupt
 

@@ -1,6 +1,6 @@
-"""What runs in the kernel: the settings of its run, and what its machine brought it.
+"""The code that runs in the kernel: it receives the run's settings and its private input.
 
-It does not know who pushed it, and needs nothing of Kaggle but its folders.
+It needs nothing of Kaggle but its folders.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from cahlib.dataset.layout import SESSION
 #: Names of the files in the kernel's private input.
 TICKET_NAME, STATE_ARCHIVE = "ticket.json", "state.pack"
 
-#: Bytes at which a run is asked to end: Kaggle keeps 20 GB, and what is in work is finished then.
+#: Bytes at which a run is stopped: Kaggle keeps 20 GB, and shards in progress are finished.
 MAX_OUTPUT = 18 * 10**9
 
-#: Seconds between two looks at them.
+#: Seconds between two measurements of the output.
 _LOOK = 30.0
 
-#: The share of a short session, and the hours of a long one, that are kept for the end.
+#: The share of a short session, and the hours of a long one, reserved for its end.
 _SHARE, _MOST = 0.25, 0.25
 
 
@@ -41,10 +41,10 @@ def receive_settings(
     hours: float,
     inputs: Path = Path("/kaggle/input"),
 ) -> dict[str, Any]:
-    """The settings of a run that ends within a session of so many hours.
+    """Return the settings of a run that ends within a session of ``hours``.
 
-    The state of the dataset's earlier sessions is put in its place, and the name of this one.
-    Raises ConfigError if the ticket that the settings speak of did not come.
+    Unpack the state of the dataset's earlier sessions, and store the name of this one. Raise
+    ConfigError if the ticket that the settings name is missing.
     """
     settings = dict(values)
     settings["hours"] = round(max(working_hours(hours) - _elapsed(), 0.001), 4)
@@ -65,7 +65,7 @@ def receive_settings(
 
 
 def stop_when_full(home: Path, most: int = MAX_OUTPUT, pause: float = _LOOK) -> None:
-    """Ask the run to end, as Ctrl-C does, before its output has more bytes than are kept."""
+    """Stop the run, as Ctrl-C does, before its output exceeds the bytes that are kept."""
     while _size(home.parent) < most:
         time.sleep(pause)
     told = status.read_status(home / "run")
@@ -74,7 +74,7 @@ def stop_when_full(home: Path, most: int = MAX_OUTPUT, pause: float = _LOOK) -> 
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of all files below; some may vanish meanwhile."""
+    """Return the bytes of all files in a folder; some may vanish meanwhile."""
     size = 0
     for path in folder.rglob("*"):
         with suppress(OSError):
@@ -83,28 +83,28 @@ def _size(folder: Path) -> int:
 
 
 def session_run_name(session: str) -> str:
-    """Return by which name the cloud knows the servers that a session's kernel makes.
+    """Return the name by which the cloud knows the servers that a session's kernel creates.
 
-    Told by the machine that pushed it, which can so have them deleted, and the kernel with them.
+    It is chosen by the machine that pushed the kernel, which can therefore delete them.
     """
     return session.rpartition("-")[2]
 
 
 def working_hours(hours: float) -> float:
-    """The hours of a session after which its run begins to end: 15 minutes before, at most."""
+    """Return the hours after which a session's run is stopped: at most 15 minutes earlier."""
     return hours - min(_SHARE * hours, _MOST)
 
 
 def _elapsed() -> float:
-    """Hours since this process was started, which is when the session began."""
+    """Return the hours since this process, and thus the session, was started."""
     return (time.time() - float(psutil.Process().create_time())) / 3600
 
 
 def _found(inputs: Path, name: str) -> Path:
-    """Where an input lies; Kaggle has changed the folders above it before."""
+    """Return the path of an input; Kaggle has changed the folders above it before."""
     for path in sorted(inputs.rglob(name)):
         return path
     raise ConfigError(
-        f"engine: {name} is not among the inputs of this notebook; it is made by kaggle.sh for one "
+        f"engine: {name} is not among the inputs of this notebook; kaggle.sh creates it for one "
         "session, so run kaggle.sh again."
     )

@@ -1,6 +1,6 @@
-"""What Kaggle lets an account do: how long a session may be, how many at once, what is left.
+"""Kaggle's limits: the length of a session, how many at once, and the account's GPU quota.
 
-It is asked before anything is made, pushed or paid.
+They are checked before anything is created, pushed or paid.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from datetime import timedelta
 from cahlib.core.errors import ConfigError
 from cahlib.kaggle.service import GpuQuota, KaggleAccount
 
-#: The most hours of a session on a CPU or GPU, as Kaggle's documents say since 2025.
+#: The most hours of a session on a CPU or GPU (Kaggle's documentation since 2025).
 MAX_SESSION_HOURS = 12.0
 
 #: GPU sessions that an account may have at once.
 _AT_ONCE = 2
 
-#: The least hours that are worth a session.
+#: The fewest hours that are worth a session.
 _LEAST = 0.5
 
 #: Hours that a kernel may wait for a GPU.
@@ -27,22 +27,22 @@ MAX_QUEUE_HOURS = 1.0
 def allowed_hours(
     kaggle: KaggleAccount, hours: float, *, tell: Callable[[str], None] = lambda _: None
 ) -> float:
-    """Return the hours of a session that may begin now; raises ConfigError if none may."""
+    """Return the hours of a session that may begin now; raise ConfigError if none may."""
     others = kaggle.at_work(timedelta(hours=MAX_SESSION_HOURS + MAX_QUEUE_HOURS))
     if len(others) >= _AT_ONCE:
         raise ConfigError(
             f"Kaggle runs {_AT_ONCE} GPU kernels of an account at once, and {', '.join(others)} "
-            "are working; wait for the end of one, or cancel it on its page."
+            "are running; wait until one ends, or cancel it on its page."
         )
     quota = kaggle.quota()
     fit = hours_within_quota(hours, quota)
     if quota:
-        tell(f"{quota.hours:.1f} GPU hours are left of this week; the session takes {fit:g}.")
+        tell(f"{quota.hours:.1f} GPU hours are left this week; the session takes {fit:g}.")
     return fit
 
 
 def hours_within_quota(hours: float, quota: GpuQuota | None) -> float:
-    """The hours of a session that the account's quota allows; raises ConfigError for too few."""
+    """Return the hours of a session within the account's quota; raise ConfigError for too few."""
     if quota is None or quota.hours >= hours:
         return hours
     if quota.hours < min(_LEAST, hours):

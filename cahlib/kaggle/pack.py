@@ -1,6 +1,6 @@
-"""What is pushed: a notebook with its settings, and a private input with ticket, wheel and state.
+"""Pack what is pushed: a notebook with its settings, and a private input: ticket, wheel, state.
 
-Nothing is pushed in which a secret is found. It does not know the service.
+Everything is searched for secrets first. This module does not know the service.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from cahlib.dataset.layout import ELSEWHERE, LAYOUT, MANIFESTS
 from cahlib.kaggle.in_kernel import STATE_ARCHIVE, TICKET_NAME
 from cahlib.swarm import wheel
 
-#: Where a kernel's dataset lies; what is below /kaggle/working is its output.
+#: The path of a kernel's dataset; /kaggle/working is its output.
 KERNEL_OUTPUT = "/kaggle/working/dataset"
 
-#: A cell before all others: the very cahlib of this machine, and the Dask that its nodes speak.
+#: The first cell: it installs this machine's cahlib, and the Dask version of its nodes.
 _INSTALL = """\
 # cahlib as it is on the machine of kaggle.sh; what Kaggle brings along stays as it is
 import glob, os, sys
@@ -54,7 +54,7 @@ settings = received(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelSource:
-    """The files that a kernel is made from."""
+    """The source files of a kernel."""
 
     notebook: Path
     metadata: Path
@@ -68,7 +68,7 @@ def write_kernel(
     *,
     session: str,
 ) -> None:
-    """Make a kernel's folder; ``about`` replaces entries of the metadata."""
+    """Write a kernel's folder; ``about`` replaces entries of the metadata."""
     told = json.loads(source.metadata.read_text(encoding="utf-8")) | dict(about)
     (folder / "kernel-metadata.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
     made = build_notebook(source.notebook, values, hours=values["hours"], session=session)
@@ -78,7 +78,7 @@ def write_kernel(
 def build_notebook(
     path: Path, values: Mapping[str, Any], *, hours: float, session: str
 ) -> dict[str, Any]:
-    """The notebook with the settings in its cell that is tagged "parameters"."""
+    """Return the notebook with the settings in its cell tagged "parameters"."""
     told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     tagged = [
         cell
@@ -106,7 +106,7 @@ def build_notebook(
 
 
 def kernel_settings(job: Job, *, hours: float, own_swarm: bool, ticket: bool) -> dict[str, Any]:
-    """A job's settings in the kernel, those that are as everywhere left out."""
+    """Return a job's settings in the kernel, without defaults."""
     there = replace_settings(
         job,
         output=KERNEL_OUTPUT,
@@ -124,7 +124,7 @@ def kernel_settings(job: Job, *, hours: float, own_swarm: bool, ticket: bool) ->
 
 
 def write_inputs(folder: Path, output: Output, ticket: bytes | None) -> None:
-    """Make the folder of the private input: ticket, wheel, and the state of the dataset here."""
+    """Write the folder of the private input: ticket, wheel, and the state of the local dataset."""
     wheel.build_wheel(folder)
     pins = re.findall(r"^(?:dask|distributed)==.*\n", wheel.pip_constraints(), flags=re.MULTILINE)
     (folder / "pins.txt").write_text("".join(pins))
@@ -135,20 +135,20 @@ def write_inputs(folder: Path, output: Output, ticket: bytes | None) -> None:
 
 
 def committed_shard_ids(dataset: Path) -> set[str]:
-    """The ids of the shards that a dataset here has."""
+    """Return the ids of the shards in a local dataset."""
     return {path.stem for path in (dataset / MANIFESTS).glob("*.json")}
 
 
 def check_no_secrets(folder: Path, secrets: Sequence[str]) -> None:
-    """Refuse to push what holds a secret, be it within an archive; raises ConfigError."""
+    """Raise ConfigError if a file holds a secret, also within an archive."""
     given = [secret for secret in secrets if secret]
     forms = {form.encode() for each in given for form in (each, json.dumps(each)[1:-1])}
     for path in sorted(folder.rglob("*")):
         for name, data in _contents(path) if path.is_file() else ():
             if any(form in data for form in forms):
                 raise ConfigError(
-                    f"nothing was pushed: {name} would hold one of your tokens; see that it is "
-                    "in no other setting than HCLOUD_TOKEN."
+                    f"nothing was pushed: {name} contains one of your tokens; remove it from "
+                    "all settings but HCLOUD_TOKEN."
                 )
 
 
@@ -161,20 +161,18 @@ def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _state(target: Path, dataset: Path, *, metadata: bool) -> None:
-    """What a launch must know of those before it: the ledger, the seals and dataset.json.
+    """Pack what a launch needs of earlier ones: the ledger, the manifests and dataset.json.
 
-    Not the pairs: their files stay here, and a list says so.
-
-    The metadata tells which images the dataset has, for a job that wants none twice. It comes
-    whole: nothing that reads columns is installed here. A tar by another name: Kaggle unpacks what
-    is called one.
+    The pairs' files stay here, and a list says so. For a job that drops duplicates, the metadata
+    tells which images the dataset has; it is sent whole, as nothing that reads columns is installed
+    here. The tar has another extension because Kaggle unpacks files called tar.
     """
     copy = target.with_suffix(".sqlite")
     with (
         closing(sqlite3.connect(dataset / "run" / "ledger.sqlite")) as ledger,
         closing(sqlite3.connect(copy)) as other,
     ):
-        ledger.backup(other)  # whole, even if its last writer was killed
+        ledger.backup(other)  # consistent, even if its last writer was killed
     with tarfile.open(target, "w") as pack:
         pack.add(copy, "run/ledger.sqlite")
         names = "".join(f"{shard}\n" for shard in sorted(committed_shard_ids(dataset))).encode()

@@ -1,4 +1,4 @@
-"""The swarm of a session on Kaggle, made and deleted by this machine."""
+"""The swarm of a session on Kaggle, created and deleted by this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MARK = 100.0  # seconds between two notes that the servers are in use
 
 
 class SessionServers:
-    """The servers that a job asks for, as long as the kernel needs them."""
+    """The servers of a job, for as long as the kernel needs them."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class SessionServers:
         self._marked = 0.0
 
     def planned(self, hours: float) -> str:
-        """What will be made and costs, for people; raises ConfigError if it is too dear."""
+        """Return the plan and its cost, for people; raise ConfigError if it exceeds the limit."""
         limits = replace(self._config.limits, hours=hours)
         wanted = plan_servers(self._accounts, limits)
         self._accounts = wanted.accounts  # what a bad token reaches can be neither made nor deleted
@@ -52,13 +52,12 @@ class SessionServers:
         if limits.max_cost and cost > limits.max_cost:
             raise ConfigError(
                 f"max_cost: {len(wanted.first)} nodes cost {money} {cost:.2f} in {hours:g} hours, "
-                f"more than the limit of {money} {limits.max_cost:g}; raise it, or "
-                "ask for fewer."
+                f"more than the limit of {money} {limits.max_cost:g}; raise it, or order fewer."
             )
         return f"{wanted.table()}\n{wanted.terms()}\n{wanted.crash_note()}"
 
     def up(self, hours: float) -> bytes:
-        """Make the servers; gives a ticket for so many hours."""
+        """Create the servers; return a ticket for ``hours``."""
         self._settled = False
         wanted = replace(self._config, limits=replace(self._config.limits, hours=hours))
         head, *_ = lifecycle.create_swarm(self._accounts, wanted, report=self._report, guests=True)
@@ -66,15 +65,15 @@ class SessionServers:
         return lifecycle.swarm_ticket(head, hours=hours)
 
     def tend(self) -> None:
-        """Note at the cloud, now and then, that somebody works with them."""
+        """Send a heartbeat to the cloud now and then: the servers are in use."""
         if time.monotonic() > self._marked + _MARK:
             self._marked = time.monotonic()
             with suppress(RunError):  # the cloud is away, not the servers
                 send_heartbeat(self._accounts, self._labels, time.time())
 
     def down(self) -> None:
-        """Delete them, until the cloud says that nothing is left; Ctrl-C waits."""
-        with defer_signals(lambda: "the servers are being deleted; this waits for them."):
+        """Delete them until the cloud confirms that none is left; Ctrl-C is deferred."""
+        with defer_signals(lambda: "waiting until the servers are deleted."):
             lifecycle.delete_swarm(self._accounts, self._labels, pause=self._pause)
             if not self._settled:
                 time.sleep(self._config.late)  # what was asked for may be made only now

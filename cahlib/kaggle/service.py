@@ -1,7 +1,7 @@
-"""Kaggle through its own package: what an account may do, and its kernels and private inputs.
+"""Kaggle through its own package: an account's quota, kernels and private inputs.
 
-The package prints, exits, and says of an error that all is well; here a trouble is a `CahError`,
-and no call takes longer than it may. It does not know what a kernel does.
+The package prints, exits, and reports some errors as success; here every failure is a `CahError`,
+and every call has a time limit. This module does not know what a kernel does.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from cahlib.core.errors import ConfigError, RunError
 
 T = TypeVar("T")
 
-#: Seconds for a question, and for what brings files.
+#: Seconds for a request, and for a transfer of files.
 _ASK, _BRING = 60, 1800
 
-#: Seconds between tries to bring something over a network that is away.
+#: Seconds between attempts while the network is unavailable.
 _PAUSES = (1, 2, 4, 8, 16)
 
-#: How a kernel has ended, as Kaggle says it.
+#: Kaggle's states of a kernel that has ended.
 ENDED_STATES = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
 
 _LOGIN = (
-    "Kaggle does not know you: make an API token at https://www.kaggle.com/settings and give it as "
-    "KAGGLE_API_TOKEN, or as KAGGLE_USERNAME with KAGGLE_KEY."
+    "Kaggle credentials are missing or invalid: create an API token at "
+    "https://www.kaggle.com/settings and set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY."
 )
 
 
 class KaggleUnavailable(RunError):
-    """Kaggle cannot be reached now."""
+    """Kaggle cannot be reached at the moment."""
 
 
 class KernelRefused(RunError):
-    """Kaggle does not take a kernel; none was started."""
+    """Kaggle rejected a kernel; none was started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class KernelState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuQuota:
-    """What is left of a week's GPU hours."""
+    """The GPU hours left this week."""
 
     hours: float
     renewed: datetime | None
@@ -75,12 +75,12 @@ class KaggleAccount:
 
     @property
     def secrets(self) -> list[str]:
-        """What it logs in with, wherever it was found: in the environment or in a file."""
+        """Return the credentials in use, from the environment or a file."""
         names = (self._api.CONFIG_NAME_KEY, self._api.CONFIG_NAME_TOKEN)
         return [secret for name in names if (secret := self._api.config_values.get(name))]
 
     def quota(self) -> GpuQuota | None:
-        """The GPU hours that are left, as far as Kaggle tells."""
+        """Return the GPU hours left, or None if Kaggle does not tell."""
         try:
             told = self._ask(self._api.quota_view)
         except _Unknown:
@@ -93,7 +93,7 @@ class KaggleAccount:
         return GpuQuota(hours=max(left, 0) / 3600, renewed=told.quota_refresh_time)
 
     def bring(self, folder: Path, slug: str, *, patience: float = 600, pause: float = 5) -> None:
-        """Make a private dataset of a folder's files, and wait until kernels can read it."""
+        """Upload a folder's files as a private dataset, and wait until kernels can read it."""
         name = f"{self.user}/{slug}"
         about = {"id": name, "title": slug, "licenses": [{"name": "other"}]}
         (folder / "dataset-metadata.json").write_text(json.dumps(about))
@@ -101,7 +101,7 @@ class KaggleAccount:
             lambda: self._api.dataset_create_new(str(folder), public=False, quiet=True), _BRING
         )
         if made.error or (made.status or "ok").lower() == "error":
-            raise RunError(f"Kaggle did not take the kernel's private input: {made.error}")
+            raise RunError(f"Kaggle rejected the kernel's private input: {made.error}")
         deadline = time.monotonic() + patience
         while (status := self._status(name)) != "ready":
             if status in ("failed", "deleted") or time.monotonic() > deadline:
@@ -113,7 +113,7 @@ class KaggleAccount:
         self._ask(lambda: self._api.dataset_delete(self.user, slug, no_confirm=True))
 
     def push(self, folder: Path, *, seconds: float) -> str:
-        """Start a kernel from a folder; gives its page."""
+        """Start a kernel from a folder; return its page's URL."""
         try:
             told = self._ask(lambda: self._api.kernels_push(str(folder), str(max(int(seconds), 1))))
         except _Unknown as error:
@@ -124,7 +124,7 @@ class KaggleAccount:
         return str(told.url)
 
     def state(self, kernel: str) -> KernelState:
-        """How a kernel's latest session stands."""
+        """Return the state of a kernel's latest session."""
         try:
             told = self._ask(lambda: self._api.kernels_status(kernel))
         except _Unknown:
@@ -132,7 +132,7 @@ class KaggleAccount:
         return KernelState(name=told.status.name, why=told.failure_message or "")
 
     def at_work(self, within: timedelta) -> list[str]:
-        """Return the account's kernels that work with a GPU, of those begun ``within`` a time."""
+        """Return the account's running GPU kernels, of those started ``within`` a time."""
         oldest = datetime.now(timezone.utc) - within
 
         def may_work(each: Any) -> bool:
@@ -147,13 +147,13 @@ class KaggleAccount:
         return [e.ref for e in listed if may_work(e) and not self.state(e.ref).over]
 
     def log(self, kernel: str) -> Iterator[str]:
-        """The kernel's output so far, then as it comes; ends with the session or the network."""
-        with contextlib.suppress(Exception):  # told for comfort alone; the state is what counts
+        """Yield the kernel's log so far, then live, until the session or the connection ends."""
+        with contextlib.suppress(Exception):  # the log is a convenience; the state is what counts
             for event in self._api.kernels_logs_stream(kernel):
                 yield str(event.get("data", ""))
 
     def outputs(self, kernel: str) -> Iterator[tuple[str, str]]:
-        """The files that a kernel left: name and URL."""
+        """Yield name and URL of each file in a kernel's output."""
         from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest
 
         request = ApiListKernelSessionOutputRequest()
@@ -167,7 +167,7 @@ class KaggleAccount:
             request.page_token = page.next_page_token
 
     def download(self, url: str, target: Path) -> None:
-        """A file, whole or not at all."""
+        """Download a file atomically."""
         import requests
 
         part = target.with_name(f"{target.name}.part")
@@ -200,11 +200,11 @@ class KaggleAccount:
 
 
 class _Unknown(RunError):
-    """Kaggle has no such thing, or not for us."""
+    """Kaggle answers that something does not exist, or is not accessible."""
 
 
 def _why(refusal: str) -> str:
-    """What a push that was refused means for people."""
+    """Return a sentence on why a push was rejected, and what to do."""
     said, low = f"Kaggle refused the kernel: {refusal.rstrip('.')}.", refusal.lower()
     if "phone" in low or "verif" in low:
         return (
@@ -213,8 +213,8 @@ def _why(refusal: str) -> str:
         )
     if "session count" in low:
         return (
-            f"{said} Others of your kernels are working: wait for the end of one, or cancel it on "
-            "its page, then start again."
+            f"{said} Other kernels of yours are running: wait until one ends, or cancel it on its "
+            "page, then start again."
         )
     if "quota" in low:
         return f"{said} The week's GPU hours are used up; try again when they are renewed."
@@ -222,7 +222,7 @@ def _why(refusal: str) -> str:
 
 
 def _authenticated() -> Any:
-    """An API object with credentials; what the package prints on its way is unsaid."""
+    """Return an authenticated API object, suppressing what the package prints."""
     with _secluded():
         from kaggle.api.kaggle_api_extended import KaggleApi
         from kagglesdk import kaggle_client, kaggle_env
@@ -246,7 +246,7 @@ def _authenticated() -> Any:
                     for pause in _PAUSES:
                         try:
                             return func(*arguments, **more)
-                        except Exception as error:  # of any kind: those of the network pass
+                        except Exception as error:  # retried if it is a network error
                             if not isinstance(_translated(error), KaggleUnavailable):
                                 raise
                         time.sleep(pause)
@@ -264,7 +264,7 @@ def _authenticated() -> Any:
 
 @contextlib.contextmanager
 def _secluded() -> Iterator[None]:
-    """Nothing is printed, and the terminal stays open, which the package's exit() would close."""
+    """Suppress output, and keep stdin open, which the package's exit() would close."""
     before, sys.stdin = sys.stdin, io.StringIO()
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -274,13 +274,13 @@ def _secluded() -> Iterator[None]:
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
-    """The result of a call that may hang, which is then left behind on its thread."""
+    """Return the result of a call; one that hangs is abandoned on its thread."""
     done: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 
     def work() -> None:
         try:
             done.put((True, call()))
-        except BaseException as error:  # noqa: BLE001 - it belongs to who called, on his thread
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             done.put((False, error))
 
     threading.Thread(target=work, daemon=True, name="kaggle").start()
@@ -296,7 +296,7 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def _translated(error: BaseException) -> BaseException:
-    """What the package raises, as one of ours; a bug stays what it is."""
+    """Return an error of the package as one of ours; a bug unchanged."""
     import requests
 
     if isinstance(error, requests.HTTPError):
@@ -320,7 +320,7 @@ def _translated(error: BaseException) -> BaseException:
 
 
 def _said(error: BaseException) -> str:
-    """Return what Kaggle says of an error, without the address that was asked."""
+    """Return Kaggle's message for an error, without the requested URL."""
     answer = getattr(error, "response", None)
     if answer is None:
         return str(error)
@@ -331,7 +331,7 @@ def _said(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """Return why nobody answers, in a few words."""
+    """Return in a few words why there is no answer."""
     import requests
 
     for kind, words in (

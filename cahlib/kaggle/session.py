@@ -1,7 +1,7 @@
-"""One session on Kaggle: servers up, kernel pushed and followed, servers gone, outputs fetched.
+"""One session on Kaggle: create servers, push and follow a kernel, delete servers, fetch output.
 
-The token of the cloud stays here. Whatever ends a session, the servers are deleted; what a crash of
-this machine left behind is found again by the next launch with the same output.
+The cloud's token stays on this machine. However a session ends, its servers are deleted; what a
+crash of this machine left behind is found by the next launch with the same output.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from cahlib.kaggle.limits import MAX_QUEUE_HOURS, allowed_hours
 from cahlib.kaggle.service import KaggleAccount, KaggleUnavailable, KernelRefused, KernelState
 from cahlib.run.open_run import require_same_job
 
-#: Hours that a kernel may be late at its end.
+#: Hours by which a kernel may end late.
 _LATE = 0.1
 
-#: What of a kernel's output belongs to the dataset, and what of that is of no use elsewhere.
+#: The part of a kernel's output that is the dataset; what is fetched last; what is not fetched.
 _BELOW = "dataset/"
 _LAST = tuple(f"{_BELOW}{name}" for name in ("shards/", "dataset.json", "run/"))
 _NOT = tuple(
@@ -47,7 +47,7 @@ _NOT = tuple(
 
 
 class ServersProtocol(Protocol):
-    """The swarm of a session; none of its methods leaves anything behind that `down` misses."""
+    """The swarm of a session; `down` deletes everything that the other methods create."""
 
     def up(self, hours: float) -> bytes: ...
 
@@ -58,20 +58,20 @@ class ServersProtocol(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KaggleSession:
-    """What is wanted."""
+    """The parameters of a session."""
 
     job: Job
     hours: float  #: of the kernel's session
     source: pack.KernelSource
-    own_swarm: bool = False  #: the kernel makes the servers, with a token among Kaggle's secrets
+    own_swarm: bool = False  #: the kernel creates the servers, with a token in Kaggle's secrets
     name: str = "cahlib"  #: the kernel's
-    pause: float = 20  #: seconds between two looks at the kernel
+    pause: float = 20  #: seconds between two polls of the kernel
     secrets: Sequence[str] = ()  #: must not be in what is pushed
 
 
 @dataclass(frozen=True, slots=True)
 class SessionNote:
-    """What this machine knows of a session that it has not seen end; lies beside the dataset."""
+    """A note in the run directory of a session that this machine has not seen end."""
 
     path: Path
 
@@ -81,12 +81,12 @@ class SessionNote:
 
     @property
     def inputs(self) -> str:
-        """The name of the kernel's private input, and of its session; "" if there is none."""
+        """Return the name of the kernel's private input, and of its session; "" without one."""
         return str(self._read().get("inputs", ""))
 
     @property
     def pushed(self) -> bool:
-        """Whether a kernel may have been started whose output is not here yet."""
+        """Return whether a kernel may have been started whose output is not here yet."""
         return bool(self._read().get("pushed"))
 
     def write(self, *, inputs: str, pushed: bool) -> None:
@@ -106,9 +106,9 @@ class SessionNote:
 def check_session(
     session: KaggleSession, kaggle: KaggleAccount, *, tell: Callable[[str], None]
 ) -> KaggleSession:
-    """Return a session with the hours that its account has; raises ConfigError if it cannot begin.
+    """Return a session limited to the account's hours; raise ConfigError if it cannot begin.
 
-    What an earlier launch lost sight of is followed or fetched first, whatever is left.
+    A kernel that an earlier launch lost sight of is followed or fetched first, whatever the quota.
     """
     kernel = f"{kaggle.user}/{session.name}"
     if SessionNote.of(session.job).pushed:
@@ -125,11 +125,11 @@ def run_session(
     *,
     tell: Callable[[str], None],
 ) -> Path:
-    """A session from its beginning, or from where an earlier launch lost sight of it, to its end.
+    """Run a session from its start, or from where an earlier launch lost sight of it, to its end.
 
-    Gives the folder of the dataset. Raises ConfigError before anything was started, RunError if
-    the kernel failed; the servers are gone in every case. While somebody else works in the folder,
-    the servers are his, and this is refused.
+    Return the folder of the dataset. Raise ConfigError before anything was started, RunError if the
+    kernel failed; the servers are deleted in every case. While another process holds the folder's
+    lock, the servers are its own, and ConfigError is raised.
     """
     with lock_dataset(session.job.output.folder):
         return _attend(session, kaggle, servers, tell)
@@ -143,16 +143,16 @@ def _attend(
 ) -> Path:
     kernel, folder = f"{kaggle.user}/{session.name}", session.job.output.folder
     note = SessionNote.of(session.job)
-    # here too: the kernel could only refuse another job when servers cost money already; what its
-    # notebook names of its own files is not known here
+    # checked here too, as the kernel would reject another job only when servers already cost money;
+    # the kernel's own files are not known here
     require_same_job(session.job, files_known=False)
     with _gone_after(servers, kaggle, note, tell):  # an earlier launch may have left some, too
         state = kaggle.state(kernel)
         going = not state.over
         if note.pushed and not going:
-            # a push may never have arrived, and a kernel may be deleted at Kaggle
+            # a push may not have arrived, or the kernel may have been deleted
             if state.name and _worked_for(kaggle, kernel) == note.inputs:
-                tell("fetching what an earlier session left.")
+                tell("fetching the output of an earlier session.")
                 fetch_output(kaggle, kernel, folder)
             note.forget()
         if going and not note.pushed:
@@ -168,29 +168,29 @@ def _attend(
     if going and _worked_for(kaggle, kernel) != note.inputs:
         note.forget()
         raise RunError(
-            f"{kernel} ended with {state.name}, and has left nothing of a session for {folder}; "
+            f"{kernel} ended with {state.name} and left no output of a session for {folder}; "
             "nothing was fetched."
         )
     fetched = fetch_output(kaggle, kernel, folder)
     note.forget()
     tell(f"{fetched} files were fetched.")
     if state.name != "COMPLETE":
-        why = state.why or "its log tells why"
+        why = state.why or "see its log"
         raise RunError(
-            f"the kernel ended with {state.name} ({why}); what it sealed is in {folder}."
+            f"the kernel ended with {state.name} ({why}); its finished shards are in {folder}."
         )
     return folder
 
 
 def describe_interruption(session: KaggleSession, user: str) -> str:
-    """Return what goes on at Kaggle after this machine was interrupted, and how to end it."""
+    """Return what is still running at Kaggle after an interruption, and how to end it."""
     note, has_servers = SessionNote.of(session.job), session.job.place.has_servers
     if not note.pushed:
         return "interrupted; no kernel was started."
     if has_servers and not session.own_swarm:
         return (
             "interrupted. A kernel that was started ends by itself within minutes of losing its "
-            "servers; the same command fetches what it sealed, and goes on."
+            "servers; run the same command to fetch its finished shards and continue."
         )
     costs = "its servers cost money" if has_servers else "costs GPU hours, but no money"
     end = (
@@ -201,20 +201,20 @@ def describe_interruption(session: KaggleSession, user: str) -> str:
         "program can"
     )
     return (
-        f"interrupted here. The kernel works on and {costs}, for {session.hours:g} hours at most; "
-        f"the same command follows it and fetches what it made. To end it: {end}."
+        f"interrupted here. The kernel keeps running and {costs}, for {session.hours:g} hours at "
+        f"most; run the same command to follow it and fetch its output. To end it: {end}."
     )
 
 
 def _another(kernel: str, folder: Path) -> ConfigError:
     return ConfigError(
-        f"the kernel {kernel} is running, and not for {folder}; wait for its end, or give another "
-        "CAH_KAGGLE_NAME."
+        f"the kernel {kernel} is running for another dataset than {folder}; wait until it ends, or "
+        "set another CAH_KAGGLE_NAME."
     )
 
 
 def server_hours(hours: float) -> float:
-    """The hours for which a session needs its servers, at most."""
+    """Return for how many hours a session needs its servers, at most."""
     return hours + MAX_QUEUE_HOURS + _LATE
 
 
@@ -227,9 +227,9 @@ def follow_kernel(
     tell: Callable[[str], None],
     tend: Callable[[], None],
 ) -> KernelState:
-    """Wait for a kernel's end and tell its log; a network that is away is waited for.
+    """Wait for a kernel's end and print its log, through interruptions of the network.
 
-    ``tend`` is called at each look. Raises RunError for a kernel that gets no GPU, or does not end
+    ``tend`` is called at each poll. Raise RunError for a kernel that gets no GPU, or does not end
     in time.
     """
     pushed, began, away, ended = time.monotonic(), 0.0, False, threading.Event()
@@ -243,7 +243,7 @@ def follow_kernel(
             except KaggleUnavailable as error:
                 state = KernelState(name=seen or "QUEUED")
                 if not away:
-                    tell(f"{error} Asking again; the kernel works on.")
+                    tell(f"{error} Trying again; the kernel keeps running.")
                 away = True
             if state.name != seen:
                 tell(f"{kernel}: {state.name.lower() or 'not there'}")
@@ -265,10 +265,10 @@ def follow_kernel(
 
 
 def fetch_output(kaggle: KaggleAccount, kernel: str, folder: Path) -> int:
-    """Bring a kernel's dataset here, beside what is here; gives the number of files.
+    """Download a kernel's dataset into the local one; return the number of files.
 
-    Seals come last, so that what is interrupted is no part of the dataset yet. Of shards that are
-    here already nothing is fetched: the kernel has it from here.
+    Manifests come last, so that an interrupted download is not part of the dataset yet. Shards that
+    are here already are skipped: the kernel has them from here.
     """
     here = pack.committed_shard_ids(folder)
     wanted = {
@@ -294,7 +294,7 @@ def fetch_output(kaggle: KaggleAccount, kernel: str, folder: Path) -> int:
 
 
 def _worked_for(kaggle: KaggleAccount, kernel: str) -> str:
-    """The session whose output a kernel left; "" if it does not say: it had not come so far."""
+    """Return the session of a kernel's output; "" if the kernel had not recorded it yet."""
     for name, url in kaggle.outputs(kernel):
         if name == f"{_BELOW}{SESSION}":
             with tempfile.TemporaryDirectory(prefix="cahlib-kaggle-") as made:
@@ -304,7 +304,7 @@ def _worked_for(kaggle: KaggleAccount, kernel: str) -> str:
 
 
 def _shard(path: Path) -> str:
-    """Whose file this is, if it is a shard's: images/ID.tar, metadata/metadata_ID.parquet …"""
+    """Return the shard id of a shard's file: images/ID.tar, metadata/metadata_ID.parquet …"""
     return path.stem.removeprefix(f"{path.parent.name}_")
 
 
@@ -315,7 +315,7 @@ def _launch(
     hours: float,
     tell: Callable[[str], None],
 ) -> None:
-    """Servers up, what the kernel needs brought, the kernel started."""
+    """Create the servers, upload the private input, and start the kernel."""
     job, slug = session.job, f"{session.name}-inputs-{secrets.token_hex(4)}"
     note = SessionNote.of(job)
     about: dict[str, Any] = {
@@ -337,7 +337,7 @@ def _launch(
         ticket = servers.up(server_hours(hours)) if servers else None
         pack.write_inputs(inputs, job.output, ticket)
         pack.check_no_secrets(inputs, session.secrets)
-        tell("bringing the kernel's private input to Kaggle.")
+        tell("uploading the kernel's private input to Kaggle.")
         note.write(inputs=slug, pushed=False)
         kaggle.bring(inputs, slug, pause=min(session.pause, 5))
         note.write(inputs=slug, pushed=True)
@@ -356,15 +356,15 @@ def _gone_after(
     note: SessionNote,
     tell: Callable[[str], None],
 ) -> Iterator[None]:
-    """Delete the servers whatever ends the block, and the ticket's dataset as far as possible."""
+    """Delete the servers however the block ends, and if possible the private input."""
     try:
         yield
     finally:
         if servers:
             servers.down()
-            tell("the cloud says that none of the servers is left.")
+            tell("all servers are deleted, as the cloud confirms.")
         if note.inputs:
-            with suppress(CahError):  # it is private, and its ticket opens nothing any more
+            with suppress(CahError):  # it is private, and its ticket is no longer valid
                 kaggle.remove(note.inputs)
 
 
@@ -375,7 +375,7 @@ def _listen(
     tell: Callable[[str], None],
     pause: float,
 ) -> None:
-    """Tell the kernel's log, line by line; a stream that breaks begins anew from its start."""
+    """Print the kernel's log line by line; a broken stream restarts from its beginning."""
     told = 0
     while not ended.is_set():
         for number, line in enumerate(kaggle.log(kernel)):

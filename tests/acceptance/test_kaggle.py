@@ -274,7 +274,7 @@ def test_who_leaves_leaves_no_server(cloud, tmp_path, how):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode in (130, -how), said  # bash itself may die of it
-    assert "none of the servers is left" in said and "interrupted" in said
+    assert "all servers are deleted" in said and "interrupted" in said
     assert len(service.removed) == len(service.datasets)
 
 

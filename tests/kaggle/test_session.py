@@ -161,7 +161,14 @@ def test_a_kernel_is_pushed_followed_and_fetched(service, launch):
     assert {"ticket.json", "pins.txt"} < set(files) and len(files) == 3
     assert (folder / "metadata/metadata_8.parquet").read_bytes() == b"8"
     assert not (folder / "run/parcels").exists() and not (folder.parent / "outside").exists()
-    for word in ("queued", "running", "complete", "| shards 1/2", "11 files", "none of the serv"):
+    for word in (
+        "queued",
+        "running",
+        "complete",
+        "| shards 1/2",
+        "11 files",
+        "all servers are deleted",
+    ):
         assert word in launch.text
 
 
@@ -190,7 +197,7 @@ def test_what_is_pushed_holds_no_token(service, launch):
 
 
 def test_a_token_in_a_setting_is_not_pushed(service, launch):
-    with pytest.raises(ConfigError, match="nothing was pushed: gpucah.ipynb would hold"):
+    with pytest.raises(ConfigError, match="nothing was pushed: gpucah.ipynb contains"):
         launch(nickname=f"ada {HCLOUD}")
     assert not service.pushed and not service.datasets
     assert not any(HCLOUD.encode() in body for body in service.received)
@@ -200,7 +207,7 @@ def test_a_token_in_a_setting_is_not_pushed(service, launch):
 @pytest.mark.parametrize(
     ("refusal", "sentence"),
     [
-        ("Maximum batch GPU session count of 2 reached.", "Others of your kernels are working"),
+        ("Maximum batch GPU session count of 2 reached.", "Other kernels of yours are running"),
         ("Please verify your phone number to use GPU", "verified phone number; verify yours at"),
         ("You have exhausted your weekly GPU quota", "GPU hours are used up"),
     ],
@@ -209,7 +216,7 @@ def test_a_push_that_is_refused_says_why(service, launch, refusal, sentence):
     service.refusal = refusal
     with pytest.raises(RunError, match=sentence):
         launch()
-    assert len(service.removed) == 1 and "none of the servers" in launch.text
+    assert len(service.removed) == 1 and "all servers are deleted" in launch.text
     service.refusal, service.run = "", completes
     launch()  # nothing is left to fetch from the one that was refused
 
@@ -232,7 +239,7 @@ def test_two_kernels_that_work_are_seen_before_anything_is_made(service, launch)
     launch()
     service.others |= {"ada/second": "QUEUED"}
     before = len(launch.cloud.calls)
-    with pytest.raises(ConfigError, match="2 GPU kernels .* ada/first, ada/second are working"):
+    with pytest.raises(ConfigError, match="2 GPU kernels .* ada/first, ada/second are running"):
         launch(output=str(launch.folder / "other"))
     assert "POST /servers" not in launch.cloud.calls[before:] and len(service.pushed) == 1
 
@@ -241,7 +248,7 @@ def test_what_a_session_may_have_is_said_before_the_question(service, launch):
     session, said = launch.session(), []
     service.hours = (30, 25)
     assert check_session(session, KaggleAccount(), tell=said.append).hours == 5
-    assert said == ["5.0 GPU hours are left of this week; the session takes 5."]
+    assert said == ["5.0 GPU hours are left this week; the session takes 5."]
     service.hours = (30, 30)
     with pytest.raises(ConfigError, match="quota is used up"):
         check_session(session, KaggleAccount(), tell=said.append)
@@ -249,7 +256,7 @@ def test_what_a_session_may_have_is_said_before_the_question(service, launch):
     assert check_session(session, KaggleAccount(), tell=said.append) == session
     SessionNote.of(session.job).forget()
     service.kernel = kaggle.Kernel({}, ["RUNNING"])
-    with pytest.raises(ConfigError, match="is running, and not for"):
+    with pytest.raises(ConfigError, match="is running for another dataset"):
         check_session(session, KaggleAccount(), tell=said.append)
 
 
@@ -294,7 +301,7 @@ def test_servers_that_a_crash_left_go_even_if_the_next_launch_cannot_begin(
         service.before = lambda name: setattr(service, "lost", name == trouble)
     with pytest.raises(CahError):
         launch()
-    assert launch.servers == ["stranger"] and "none of the servers" in launch.text
+    assert launch.servers == ["stranger"] and "all servers are deleted" in launch.text
 
 
 def pushed(launch):
@@ -308,7 +315,7 @@ def test_a_kernel_that_was_deleted_at_kaggle_is_not_waited_for(service, launch):
     pushed(launch)
     service.run = completes
     launch()
-    assert len(service.pushed) == 1 and "what an earlier session left" not in launch.text
+    assert len(service.pushed) == 1 and "the output of an earlier session" not in launch.text
 
 
 @pytest.mark.parametrize("left", [(30, 26), None])
@@ -331,7 +338,7 @@ def test_without_credentials_one_sentence_says_what_to_do(service, monkeypatch, 
     monkeypatch.delenv("KAGGLE_API_TOKEN") if not token else monkeypatch.setenv(
         "KAGGLE_API_TOKEN", token
     )
-    with pytest.raises(ConfigError, match="make an API token at https://www.kaggle.com/settings"):
+    with pytest.raises(ConfigError, match="create an API token at https://www.kaggle.com/settings"):
         KaggleAccount()
 
 
@@ -364,7 +371,7 @@ def test_a_network_that_goes_away_is_waited_for(service, launch):
 
     service.before = cut
     launch()
-    assert launch.text.count("Asking again") == 1 and "11 files were fetched" in launch.text
+    assert launch.text.count("Trying again") == 1 and "11 files were fetched" in launch.text
 
 
 def test_a_network_that_is_lost_for_good_leaves_no_server_and_the_next_launch_fetches(
@@ -378,7 +385,7 @@ def test_a_network_that_is_lost_for_good_leaves_no_server_and_the_next_launch_fe
     service.before = lambda name: None
     service.lost = False
     launch()
-    assert "fetching what an earlier session left" in launch.text
+    assert "fetching the output of an earlier session" in launch.text
 
 
 @pytest.mark.parametrize("call", ["CreateDataset", "SaveKernel", "GetKernelSessionStatus"])
@@ -392,7 +399,7 @@ def test_ctrl_c_at_any_time_leaves_no_server(service, launch, call):
     service.before = press
     with pytest.raises(KeyboardInterrupt):
         launch()
-    assert launch.servers == ["stranger"] and "none of the servers" in launch.text
+    assert launch.servers == ["stranger"] and "all servers are deleted" in launch.text
 
 
 def test_a_second_launch_on_the_folder_leaves_the_servers_of_the_first(service, launch):
@@ -431,7 +438,7 @@ def test_a_kernel_that_runs_is_followed_by_the_next_launch(service, launch):
     launch()
     assert len(service.pushed) == 1 and "is running; following it" in launch.text
     service.kernel.states[:] = ["RUNNING"]
-    with pytest.raises(ConfigError, match="is running, and not for"):
+    with pytest.raises(ConfigError, match="is running for another dataset"):
         launch()
 
 
@@ -448,14 +455,14 @@ def test_what_a_kernel_left_of_another_session_is_not_fetched(service, launch, o
     folder = launch()
     assert not (folder / "shards/a.json").exists()
     assert (folder / "run/ledger.sqlite").read_bytes() == b""
-    assert "what an earlier session left" not in launch.text
+    assert "the output of an earlier session" not in launch.text
 
 
 def test_what_a_kernel_makes_for_another_session_is_not_fetched(service, launch):
     pushed(launch)
     left = {"dataset/run/session": b"another", "dataset/shards/a.json": b"{}"}
     service.kernel = kaggle.Kernel({}, ["RUNNING", "COMPLETE"], outputs=left)
-    with pytest.raises(RunError, match="left nothing of a session for .*; nothing was fetched"):
+    with pytest.raises(RunError, match="left no output of a session for .*; nothing was fetched"):
         launch()
     assert not (launch.folder / "dataset/shards").exists()
     service.run = completes

@@ -127,12 +127,12 @@ OWN = {"CAH_THRESHOLD": "0.3"}  # which a model of one's own needs
         ({"CAH_CONTACT": ""}, 2, "contact: give a web page or an e-mail address"),
         ({"CAH_CRAWL": ""}, 2, "crawl: say what to read"),
         ({"CAH_CRAWL": "my.wat.gz"}, 2, "Kaggle cannot read this machine's files"),
-        ({"CAH_BLOCKED_URLS": "my.txt"}, 2, "blocked_urls: files of this machine are not"),
-        ({"CAH_SAFETY": "my.json"}, 2, "safety: files of this machine are not"),
-        (OWN | {"CAH_MODEL": "~/my-model"}, 2, "model: files of this machine are not"),
-        (OWN | {"CAH_MODEL": "models"}, 2, "model: files of this machine are not"),
+        ({"CAH_BLOCKED_URLS": "my.txt"}, 2, "blocked_urls: local files are not"),
+        ({"CAH_SAFETY": "my.json"}, 2, "safety: local files are not"),
+        (OWN | {"CAH_MODEL": "~/my-model"}, 2, "model: local files are not"),
+        (OWN | {"CAH_MODEL": "models"}, 2, "model: local files are not"),
         (OWN | {"CAH_MODEL": "ViT-B-32", "CAH_PRETRAINED": "gpucah.ipynb"}, 2,
-         "pretrained: files of this machine are not"),
+         "pretrained: local files are not"),
         ({"CAH_HOURS": "12.1"}, 2, "hours: a session at Kaggle has 12 at most"),
         ({"CAH_CONTACT": "ada"}, 2, "contact: 'ada' is neither a web page"),
         ({"CAH_CRAWL": "CC-MAIN-2024-11"}, 2, "crawl: there is no CC-MAIN-2024-11; the newest are"),
@@ -145,12 +145,12 @@ OWN = {"CAH_THRESHOLD": "0.3"}  # which a model of one's own needs
         ({"CAH_HOURS": "long"}, 2, "hours: 'long' is not a number"),
         ({"CAH_SWARM": "2"}, 2, "no token is given; put HCLOUD_TOKEN"),
         ({"CAH_SWARM": "2", "HCLOUD_TOKEN": "ünicode"}, 2, "token 1 contains invalid characters"),
-        ({"KAGGLE_API_TOKEN": "wrong"}, 2, "make an API token at https://www.kaggle.com/settings"),
-        ({"CAH_OUTPUT": "s3://bucket/x"}, 2, "output: give a folder"),
+        ({"KAGGLE_API_TOKEN": "wrong"}, 2, "create an API token at https://www.kaggle.com/settings"),
+        ({"CAH_OUTPUT": "s3://bucket/x"}, 2, "output: give a local folder"),
         ({"CAH_NICKNAME": "ada-two", "HCLOUD_TOKEN": "one, two"}, 2, "nothing was pushed"),
         ({"CAH_SWARM": "2", "CAH_KAGGLE_SECRET": "off"}, 2, "no token is given"),
         ({"CAH_SWARM": "2", "CAH_KAGGLE_SECRET": "ja"}, 2, "'ja' is not valid; give yes or no"),
-        ({"CAH_KAGGLE_NOTEBOOK": "/nowhere"}, 2, "/nowhere is not there"),
+        ({"CAH_KAGGLE_NOTEBOOK": "/nowhere"}, 2, "/nowhere does not exist"),
     ],
 )  # fmt: skip
 def test_a_mistake_gets_a_sentence(told, code, sentence, environment):
@@ -201,7 +201,7 @@ def test_a_token_that_was_typed_is_not_pushed(environment):
     environment["CAH_NICKNAME"] = f"ada {environment.pop('KAGGLE_API_TOKEN')}"
     with kaggle.serve(kaggle.Service(run=completes)) as service:
         code, shown = asked(environment, [kaggle.TOKEN, "y"])
-    assert code == 2 and "nothing was pushed: gpucah.ipynb would hold" in shown, shown
+    assert code == 2 and "nothing was pushed: gpucah.ipynb contains" in shown, shown
     assert not service.pushed
 
 
@@ -226,7 +226,7 @@ def test_who_has_no_secret_at_kaggle_is_asked_for_the_clouds_token(environment):
 def test_settings_in_no_text_are_refused(environment, tmp_path):
     (tmp_path / ".env").write_bytes("CAH_NICKNAME=Ägidius".encode("latin-1"))
     ran = run("bash", f". {SCRIPT}", environment)
-    assert ran.returncode == 2 and ".env is not a text in UTF-8" in ran.stdout, ran.stderr
+    assert ran.returncode == 2 and ".env is not a text file in UTF-8" in ran.stdout, ran.stderr
 
 
 def asked(environment, answers):
