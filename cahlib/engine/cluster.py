@@ -37,23 +37,21 @@ class ClusterAddress:
 
     address: str  #: tls://HOST:PORT or tcp://HOST:PORT
     keys: Certificates | None = None  #: of the swarm; None: as in Dask's own configuration
-    parcel_folder: str = (
-        "/tmp/cahlib-parcels"  #: where jobs write parcels on the machines of the cluster
-    )
-    files: str = "/tmp/cahlib-files"  #: where they store files of this machine
+    parcel_folder: str = "/tmp/cahlib-parcels"  #: on its machines, for parcels of jobs
+    file_folder: str = "/tmp/cahlib-files"  #: on its machines, for files of this one
     staging: str = ""  #: a URL that all machines share; "" = from machine to machine
-    patience: float = 60  #: seconds for a piece of a parcel
-    silence: float = 120  #: seconds without an answer after which a connection is broken
-    limit: float = 900  #: seconds for which the cluster may not answer
-    run: str = ""  #: prefix of the keys of this run's jobs
+    piece_timeout: float = 60  #: seconds for a piece of a parcel
+    idle_timeout: float = 120  #: seconds without an answer after which a connection is broken
+    max_outage: float = 900  #: seconds for which the cluster may not answer
+    key_prefix: str = ""  #: of the keys of this run's jobs
 
     def for_run(self, run: str) -> ClusterAddress:
         """Return the same for one of several runs, whose files and jobs stay apart."""
         return replace(
             self,
-            run=f"{run}-",
+            key_prefix=f"{run}-",
             parcel_folder=f"{self.parcel_folder}/{run}",
-            files=f"{self.files}/{run}",
+            file_folder=f"{self.file_folder}/{run}",
             staging=self.staging and f"{self.staging.rstrip('/')}/{run}",
         )
 
@@ -125,9 +123,9 @@ def list_workers(client: Client) -> dict[str, WorkerInfo]:
         raise OSError("the connection to the scheduler is closed")
     # not `scheduler_info`, which the client's own periodic update empties now and then
     known = client.sync(client.scheduler.identity, n_workers=-1)
-    for address, said in known["workers"].items():
+    for address, record in known["workers"].items():
         with suppress(msgspec.ValidationError):
-            found[address] = msgspec.convert(said, WorkerInfo)
+            found[address] = msgspec.convert(record, WorkerInfo)
     return found
 
 

@@ -12,8 +12,6 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import lru_cache
-from hashlib import sha256
 from typing import Any
 
 import fsspec
@@ -23,7 +21,14 @@ from cahlib.core.errors import RunError
 from cahlib.engine import transfer
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.transfer import DamagedFile, RemoteFile, checked_answer, run_on
-from cahlib.engine.worker import FileRef, finish_file, has_file, remove_file, write_piece
+from cahlib.engine.worker import (
+    FileRef,
+    cached_digest,
+    finish_file,
+    has_file,
+    remove_file,
+    write_piece,
+)
 
 #: Bytes of a piece, which passes through the scheduler with its task, and pieces in flight.
 _PIECE, _IN_FLIGHT = 4 << 20, 4
@@ -50,25 +55,17 @@ class FileSync:
     def clean_up(self, client: Client) -> None:
         """Delete the files that were sent; raise as `transfer.delete_file` does."""
         for sent in self._sent:
-            transfer.delete_file(client, sent, patience=5)
+            transfer.delete_file(client, sent, timeout=5)
 
 
 def file_ref(path: str) -> FileRef:
     """Return the reference to a file of this machine; raise RunError if it cannot be read."""
     try:
         known = os.stat(path)
-        return _file_ref(path, known.st_mtime_ns, known.st_size)
+        digest = cached_digest(path, known.st_mtime_ns, known.st_size)
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-@lru_cache(maxsize=256)
-def _file_ref(path: str, changed: int, size: int) -> FileRef:
-    digest = sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return FileRef(path=path, size=size, sha256=digest.hexdigest())
+    return FileRef(path=path, size=known.st_size, sha256=digest)
 
 
 def _push(
@@ -78,24 +75,24 @@ def _push(
 
     Return where it is. Raise as `fetch_file` does, and TimeoutError once the engine has ``ended``.
     """
-    patience, target = address.patience, file.path_in(address.files)
+    timeout, target = address.piece_timeout, file.path_in(address.file_folder)
     sent = RemoteFile(place=target, host=host, size=file.size, sha256=file.sha256)
-    if checked_answer(run_on(client, host, has_file, target, file.sha256), bool, patience):
+    if checked_answer(run_on(client, host, has_file, target, file.sha256), bool, timeout):
         return sent
-    part, going = f"{target}.{uuid.uuid4().hex[:8]}.part", deque[Future[Any]]()
+    part, in_flight = f"{target}.{uuid.uuid4().hex[:8]}.part", deque[Future[Any]]()
     with open(file.path, "rb") as source:
         for start in range(0, max(file.size, 1), _PIECE):
             if ended():
                 raise TimeoutError(f"{file.path} is no longer needed")
-            if len(going) == _IN_FLIGHT:
-                going.popleft().result(timeout=patience)
-            going.append(run_on(client, host, write_piece, part, start, source.read(_PIECE)))
-    for each in going:
-        each.result(timeout=patience)
+            if len(in_flight) == _IN_FLIGHT:
+                in_flight.popleft().result(timeout=timeout)
+            in_flight.append(run_on(client, host, write_piece, part, start, source.read(_PIECE)))
+    for each in in_flight:
+        each.result(timeout=timeout)
     if not checked_answer(
-        run_on(client, host, finish_file, part, target, file.sha256), bool, patience
+        run_on(client, host, finish_file, part, target, file.sha256), bool, timeout
     ):
-        checked_answer(run_on(client, host, remove_file, part), type(None), patience)
+        checked_answer(run_on(client, host, remove_file, part), type(None), timeout)
         raise DamagedFile(f"{file.path} was damaged in transit to {host}, or changed meanwhile.")
     return sent
 

@@ -15,6 +15,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -99,7 +100,7 @@ class RemoteEngine:
         """
         job = RemoteJob(function, arguments, limit, tuple(map(file_ref, files)))
         with self._lock:
-            self._jobs[self._address.run + key] = job
+            self._jobs[self._address.key_prefix + key] = job
 
     def take(self, *, timeout: float) -> tuple[str, Any] | None:
         """Return a finished job's key with its result, or with the exception that ended it.
@@ -116,7 +117,7 @@ class RemoteEngine:
             return None
         with self._lock:
             del self._jobs[key]
-        return key.removeprefix(self._address.run), result
+        return key.removeprefix(self._address.key_prefix), result
 
     def reports(self) -> list[Any]:
         """Return the last report of each running job."""
@@ -222,10 +223,11 @@ class RemoteEngine:
             except Exception as error:  # noqa: BLE001 - unsuitable workers, or a bug
                 self._lost = error
                 return
-            if time.monotonic() > last + self._address.limit and not self._lost:
+            if time.monotonic() > last + self._address.max_outage and not self._lost:
                 self._lost = RunError(
-                    f"{self._address.address} has not answered for {self._address.limit / 60:.0f} "
-                    "minutes; finished work is kept, so run the same command again to continue."
+                    f"{self._address.address} has not answered for "
+                    f"{self._address.max_outage / 60:.0f} minutes; finished work is kept, so run "
+                    "the same command again to continue."
                 )
 
     def _count_slots(self) -> None:
@@ -258,7 +260,8 @@ class RemoteEngine:
                     self._end(key, job, job_error(error) if error else error)
                 elif job.status == "finished" and job.published and not job.fetching:
                     job.fetching = True  # not before: what is released must not be published then
-                    self._pulls.submit(self._fetch_result, key, job)
+                    fetch = self._pulls.submit(self._fetch_result, key, job)
+                    fetch.add_done_callback(partial(self._on_fetched, key, job))
 
     def _send_jobs(self) -> None:
         """Send the jobs that are due, and publish those that were sent."""
@@ -279,7 +282,7 @@ class RemoteEngine:
     def _send(self, key: str, job: RemoteJob) -> None:
         job.published, job.last_change = False, time.monotonic()
         context = JobContext(
-            files=job.files, folder=self._address.files, staging=self._address.staging
+            files=job.files, folder=self._address.file_folder, staging=self._address.staging
         )
         packed = pickle.dumps(((key, job.function, job.arguments, job.limit), context))
         job.future = self._client.submit(
@@ -299,16 +302,16 @@ class RemoteEngine:
             if future is None:  # it has ended, or is to be sent again
                 job.fetching = False
                 return
-            said = wire.decode_result(future.result(timeout=self._address.patience))
+            answer = wire.decode_result(future.result(timeout=self._address.piece_timeout))
             hosts = cluster.result_hosts(self._client, future)
-            if (said.missing or said.parcel) and said.host not in hosts:
+            if (answer.missing or answer.parcel) and answer.host not in hosts:
                 raise InvalidMessage("It sent a message about another machine.")
-            if said.missing:
-                missing = [job.files[n] for n in said.missing if n < len(job.files)]
-                self._file_sync.send(self._client, missing, said.host)
+            if answer.missing:
+                missing = [job.files[n] for n in answer.missing if n < len(job.files)]
+                self._file_sync.send(self._client, missing, answer.host)
                 self._restart(key, job)
                 return
-            result = self._with_parcel(job, said)
+            result = self._with_parcel(job, answer)
         except InvalidMessage as error:
             with suppress(*CONNECTION_ERRORS):  # the machine is gone
                 self._rejected |= cluster.result_hosts(self._client, future)
@@ -327,12 +330,16 @@ class RemoteEngine:
                 return
             # else the damaged file would be found again
             if isinstance(error, DamagedFile):
-                delete_files(self._client, parcel_files(said, self._address.staging))
+                delete_files(self._client, parcel_files(answer, self._address.staging))
             result = ShardError(f"the parcel of {key} could not be fetched: {error}")
-        except Exception as error:  # noqa: BLE001 - the job's own error, or a bug, for the run to judge
-            result = error
         with self._lock:
             self._end(key, job, result)
+
+    def _on_fetched(self, key: str, job: RemoteJob, fetch: futures.Future[None]) -> None:
+        """End a job whose result could not be fetched: by its own error or a bug."""
+        if not fetch.cancelled() and (error := fetch.exception()):
+            with self._lock:
+                self._end(key, job, error)
 
     def _restart(self, key: str, job: RemoteJob) -> None:
         """Start a job again."""
@@ -340,15 +347,15 @@ class RemoteEngine:
             self._release(key, job)
             job.fetching = False
 
-    def _with_parcel(self, job: RemoteJob, said: JobResult) -> Any:
+    def _with_parcel(self, job: RemoteJob, answer: JobResult) -> Any:
         """Return a job's result with its files in this machine's folder."""
-        if not (parcel := said.parcel):
-            return said.result()
+        if not (parcel := answer.parcel):
+            return answer.result()
         asked = [each for each in job.arguments if isinstance(each, Shard)]
         if asked not in ([], [parcel.shard]):
             raise InvalidMessage(f"It sent a parcel of another shard than {asked[0].id}.")
-        files = parcel_files(said, self._address.staging)
-        tar = fetch_parcel(self._client, files, self._folder, patience=self._address.patience)
+        files = parcel_files(answer, self._address.staging)
+        tar = fetch_parcel(self._client, files, self._folder, timeout=self._address.piece_timeout)
         return replace(parcel, path=tar)
 
     def _end(self, key: str, job: RemoteJob, result: Any) -> None:
@@ -381,7 +388,7 @@ def remote_engine(
     settings = {
         "distributed.comm.compression": False,  # compressed messages are not read
         "distributed.comm.timeouts.connect": "10s",
-        "distributed.comm.timeouts.tcp": f"{address.silence}s",  # of the nodes: dask.yaml
+        "distributed.comm.timeouts.tcp": f"{address.idle_timeout}s",  # of the nodes: dask.yaml
     }
     with dask.config.set(settings):
         engine = RemoteEngine(address, folder, lambda each: cluster.connect(each, timeout))

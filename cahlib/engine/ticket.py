@@ -48,5 +48,5 @@ def read_ticket(path: Path, folder: Path) -> ClusterAddress:
         with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
     return ClusterAddress(
-        address=address, keys=Certificates(folder), parcel_folder=away, limit=_MAX_OUTAGE
+        address=address, keys=Certificates(folder), parcel_folder=away, max_outage=_MAX_OUTAGE
     )

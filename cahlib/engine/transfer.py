@@ -56,27 +56,27 @@ class RemoteFile:
     sha256: str  #: hex
 
 
-def parcel_files(said: JobResult, staging: str) -> list[RemoteFile]:
+def parcel_files(answer: JobResult, staging: str) -> list[RemoteFile]:
     """Return where a parcel's manifest and tar are; raise InvalidMessage for other files.
 
     With staging, only this machine decides where they are.
     """
-    name = said.parcel and said.parcel.shard.id
-    if [each.name for each in said.files] != [f"{name}.json", f"{name}.tar"]:
+    name = answer.parcel and answer.parcel.shard.id
+    if [each.name for each in answer.files] != [f"{name}.json", f"{name}.tar"]:
         raise InvalidMessage("It sent files that do not belong to a parcel.")
     return [
         RemoteFile(
             place=f"{staging.rstrip('/') or each.folder}/{each.name}",
-            host="" if staging else said.host,
+            host="" if staging else answer.host,
             size=each.size,
             sha256=each.sha256,
         )
-        for each in said.files
+        for each in answer.files
     ]
 
 
 def fetch_parcel(
-    client: Client, files: Sequence[RemoteFile], home: Path, *, patience: float
+    client: Client, files: Sequence[RemoteFile], home: Path, *, timeout: float
 ) -> Path:
     """Fetch a parcel's files, its manifest last, and delete them at their source.
 
@@ -84,7 +84,7 @@ def fetch_parcel(
     """
     home.mkdir(parents=True, exist_ok=True)
     for sent in reversed(files):
-        fetch_file(client, sent, home / Path(sent.place).name, patience=patience)
+        fetch_file(client, sent, home / Path(sent.place).name, timeout=timeout)
     delete_files(client, files)
     return home / Path(files[-1].place).name
 
@@ -93,20 +93,20 @@ def delete_files(client: Client, files: Sequence[RemoteFile]) -> None:
     """Delete files at their source, if it answers."""
     for sent in files:
         with suppress(*CONNECTION_ERRORS):  # else they stay on that machine's disk
-            delete_file(client, sent, patience=60)
+            delete_file(client, sent, timeout=60)
 
 
-def fetch_file(client: Client, sent: RemoteFile, target: Path, *, patience: float) -> None:
+def fetch_file(client: Client, sent: RemoteFile, target: Path, *, timeout: float) -> None:
     """Fetch a file under a temporary name, verify it, and rename it.
 
-    Raise DamagedFile, or whatever Dask or fsspec raise if a piece takes longer than ``patience``
+    Raise DamagedFile, or whatever Dask or fsspec raise if a piece takes longer than ``timeout``
     seconds or the source does not answer.
     """
     part = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.part")
     digest, size = sha256(), 0
     try:
         with part.open("wb") as file:
-            for piece in _pieces(client, sent, patience):
+            for piece in _pieces(client, sent, timeout):
                 file.write(piece)
                 digest.update(piece)
                 size += len(piece)
@@ -121,16 +121,16 @@ def fetch_file(client: Client, sent: RemoteFile, target: Path, *, patience: floa
         part.unlink(missing_ok=True)
 
 
-def delete_file(client: Client, sent: RemoteFile, *, patience: float) -> None:
+def delete_file(client: Client, sent: RemoteFile, *, timeout: float) -> None:
     """Delete a file at its source."""
     if sent.host:
-        checked_answer(run_on(client, sent.host, remove_file, sent.place), type(None), patience)
+        checked_answer(run_on(client, sent.host, remove_file, sent.place), type(None), timeout)
         return
     system, path = fsspec.url_to_fs(sent.place)
     system.rm(path)
 
 
-def _pieces(client: Client, sent: RemoteFile, patience: float) -> Iterator[bytes]:
+def _pieces(client: Client, sent: RemoteFile, timeout: float) -> Iterator[bytes]:
     if not sent.host:
         with fsspec.open(sent.place, "rb") as file:
             while piece := file.read(PIECE_SIZE):
@@ -139,7 +139,7 @@ def _pieces(client: Client, sent: RemoteFile, patience: float) -> Iterator[bytes
 
     def bring(start: int) -> bytes:
         return checked_answer(
-            run_on(client, sent.host, read_piece, sent.place, start, PIECE_SIZE), bytes, patience
+            run_on(client, sent.host, read_piece, sent.place, start, PIECE_SIZE), bytes, timeout
         )
 
     # A piece is sent only when its result is requested, so several threads request them. One more
@@ -166,9 +166,9 @@ def run_on(client: Client, host: str, function: Any, *arguments: Any) -> distrib
     )
 
 
-def checked_answer(future: distributed.Future[Any], kind: type[_T], patience: float) -> _T:
+def checked_answer(future: distributed.Future[Any], kind: type[_T], timeout: float) -> _T:
     """Return a machine's answer within so many seconds; raise InvalidMessage for another type."""
-    answer = future.result(timeout=patience)
+    answer = future.result(timeout=timeout)
     if not isinstance(answer, kind):
         raise InvalidMessage(f"It sent a {type(answer).__name__} instead of a {kind.__name__}.")
     return answer

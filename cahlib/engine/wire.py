@@ -144,8 +144,8 @@ def run_and_encode(act: Callable[[], JobResult]) -> bytes:
 
 def decode_result(data: object) -> JobResult:
     """Return the result that `encode` encoded; raise InvalidMessage for anything else."""
-    said: JobResult = _decode(data, JobResult)
-    return said
+    result: JobResult = _decode(data, JobResult)
+    return result
 
 
 def printable(text: str, length: int) -> str:

@@ -65,9 +65,9 @@ def _run(
     map_paths({each.path: each.path_in(context.folder) for each in context.files})
     require_healthy()
     with quarantined():
-        said = job_result(run_guarded(*job))
-        if not (parcel := said.parcel):
-            return said
+        result = job_result(run_guarded(*job))
+        if not (parcel := result.parcel):
+            return result
         manifest = _offer_file(parcel.path.with_suffix(".json"), "", context.staging)
         files = (manifest, _offer_file(parcel.path, parcel.sha256, context.staging))
         return wire.JobResult(parcel=parcel, host=host, files=files)
@@ -119,7 +119,7 @@ def has_file(path: str, digest: str) -> bool:
         known = os.stat(path)
     except OSError:
         return False
-    return _digest(path, known.st_mtime_ns, known.st_size) == digest
+    return cached_digest(path, known.st_mtime_ns, known.st_size) == digest
 
 
 def remove_file(path: str) -> None:
@@ -147,8 +147,9 @@ def _has_input(file: FileRef, context: JobContext) -> bool:
         remove_file(part)
 
 
-@lru_cache(maxsize=64)
-def _digest(path: str, changed: int, size: int) -> str:
+@lru_cache(maxsize=256)
+def cached_digest(path: str, changed: int, size: int) -> str:
+    """Return the sha256 of a file that has not changed since then; it is read once."""
     digest = sha256()
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):

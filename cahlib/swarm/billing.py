@@ -49,9 +49,9 @@ class Billing:
         """Return the bills of the run with this state; none if they cannot be read."""
         found = cls(state / BILLING_FILE)
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-            told = json.loads((state / BILLING_FILE).read_text(encoding="utf-8"))
-            found._servers = {name: ServerBill(**each) for name, each in told["servers"].items()}
-            found.currency = str(told["currency"])
+            stored = json.loads((state / BILLING_FILE).read_text(encoding="utf-8"))
+            found._servers = {name: ServerBill(**each) for name, each in stored["servers"].items()}
+            found.currency = str(stored["currency"])
         return found
 
     def __len__(self) -> int:

@@ -223,14 +223,14 @@ def _install(node: SshSession, login: Login, package: Package, timeout: float) -
 
 
 def _start_services(node: SshSession, login: Login, head: Login, timeout: float) -> None:
-    told = {
+    variables = {
         "HEAD": f"tls://{head.address}:{SCHEDULER_PORT}",
         "PROTOCOL": "tls",
         "ADDRESS": login.address,
         "NODE": login.name,
         "WORKERS": str(max(1, scraper_count(int(node.run(["nproc"])), _memory_gb(node)))),
     }
-    lines = "".join(f"{name}={value}\n" for name, value in told.items())
+    lines = "".join(f"{name}={value}\n" for name, value in variables.items())
     node.put([(lines.encode(), f"{HOME}/crawl.env")])
     if leads := login.name == head.name:
         own = login.keys.scheduler(login.address)
@@ -243,13 +243,16 @@ def _start_services(node: SshSession, login: Login, head: Login, timeout: float)
         node.run(["sudo", "systemctl", "restart", unit], timeout=timeout)
 
 
-def _set_watchdog(node: SshSession, told: Callable[[str], bytes] | None, name: str) -> None:
+def _set_watchdog(node: SshSession, instructions: Callable[[str], bytes] | None, name: str) -> None:
     """Start the watchdog of a head, or stop one that an earlier launch started.
 
     Its token is sent over the connection into a file of root's, and is stored nowhere else.
     """
-    if told or node.run(f"test -s {WATCHDOG_FILE} && echo watched || true"):
-        node.run(f"sudo tee {WATCHDOG_FILE} > /dev/null", stdin=told(name) if told else b"")
+    if instructions or node.run(f"test -s {WATCHDOG_FILE} && echo watched || true"):
+        node.run(
+            f"sudo tee {WATCHDOG_FILE} > /dev/null",
+            stdin=instructions(name) if instructions else b"",
+        )
         for verb in ("enable", "restart"):
             node.run(["sudo", "systemctl", verb, "crawl-watchdog"])
 

@@ -291,7 +291,7 @@ def _cluster_address(head: ssh.Login, keys: SwarmKeys) -> ClusterAddress:
         address=f"tls://{head.address}:{install.SCHEDULER_PORT}",
         keys=keys,
         parcel_folder=f"{HOME}/parcels",
-        files=f"{HOME}/files",
+        file_folder=f"{HOME}/files",
     )
 
 

@@ -111,19 +111,19 @@ class Provisioner:
             raise Stopped(TAKEN_DOWN)
         self._accounts = {each.name: each for each in self.accounts}
         self._refused.clear()  # servers may have been deleted since, also of others
-        have = self.servers()
-        while todo := self._offers_to_order(have):
+        existing = self.servers()
+        while todo := self._offers_to_order(existing):
             for account, offer in todo:
                 if self._is_too_expensive(offer):
                     break
-                role = "node" if any(s.labels.get("role") == "head" for s in have) else "head"
+                role = "node" if any(s.labels.get("role") == "head" for s in existing) else "head"
                 server = self._create(account, offer, role)
                 if server is None:
                     break
-                have.append(server)
-        if not have:
+                existing.append(server)
+        if not existing:
             raise RunError("no account accepted an order; see the reasons above.")
-        self._report_shortfall(have)
+        self._report_shortfall(existing)
 
     def servers(self) -> list[Server]:
         """Return the run's servers at all accounts; newly found ones are billed from now on."""
@@ -214,10 +214,10 @@ class Provisioner:
 
     def leftovers_so_far(self) -> str:
         """Return what would be left at the cloud if the deletion stopped now."""
-        there = list(self.listed.values())
+        left = list(self.listed.values())
         return (
-            f"{plural(len(there), 'server')} {verb(len(there))} still being deleted, and would "
-            f"otherwise keep costing {self._cost(there)}; waiting for them."
+            f"{plural(len(left), 'server')} {verb(len(left))} still being deleted, and would "
+            f"otherwise keep costing {self._cost(left)}; waiting for them."
         )
 
     def _cost(self, servers: Sequence[Server]) -> str:
@@ -225,17 +225,17 @@ class Provisioner:
         hourly = sum(billing[each.name].hourly for each in servers if each.name in billing)
         return f"{self.plan.currency} {hourly:.4f} an hour" if hourly else "money"
 
-    def _offers_to_order(self, have: Sequence[Server]) -> list[AccountOffer]:
+    def _offers_to_order(self, existing: Sequence[Server]) -> list[AccountOffer]:
         """Return what to order now beside what we have, of what is available and affordable."""
         known = self.plan.all_offers()
-        there = [known.get((each.type, each.location), _UNKNOWN_OFFER) for each in have]
+        offers = [known.get((each.type, each.location), _UNKNOWN_OFFER) for each in existing]
         options = [
             each
             for each in self.plan.options()
             if each[0] in self._accounts and each not in self._refused
         ]
         fit = [each for each in options if not self._is_too_expensive(each[1])]
-        if options and not fit and self.plan.offers_to_order(options, there, math.inf):
+        if options and not fit and self.plan.offers_to_order(options, offers, math.inf):
             self.report(
                 f"what is still offered, from {self.plan.currency} "
                 f"{min(offer.hourly for _, offer in options):.4f} an hour, is too expensive: a "
@@ -243,7 +243,7 @@ class Provisioner:
                 "than max_cost leaves; none is created."
             )
         ceiling = self.plan.limits.max_cost or math.inf
-        return self.plan.offers_to_order(fit, there, ceiling - self.spent())
+        return self.plan.offers_to_order(fit, offers, ceiling - self.spent())
 
     def _is_too_expensive(self, offer: Offer) -> bool:
         """Return whether a server costs more than was agreed to."""
@@ -308,13 +308,13 @@ class Provisioner:
             if denied.reason is DenialReason.TOKEN and not self._accounts:
                 raise denied
 
-    def _report_shortfall(self, have: Sequence[Server]) -> None:
+    def _report_shortfall(self, existing: Sequence[Server]) -> None:
         """Report if there are fewer servers than planned."""
         limits, known = self.plan.limits, self.plan.all_offers()
-        what, wanted, got = "server", limits.nodes, len(have)
+        what, wanted, got = "server", limits.nodes, len(existing)
         if limits.cores:
-            there = (known.get((each.type, each.location), _UNKNOWN_OFFER) for each in have)
-            what, wanted, got = "core", limits.cores, sum(map(useful_cores, there))
+            offers = (known.get((each.type, each.location), _UNKNOWN_OFFER) for each in existing)
+            what, wanted, got = "core", limits.cores, sum(map(useful_cores, offers))
         if got < wanted:
             self.report(f"continuing with {got} of {plural(wanted, what)}.")
 

@@ -102,11 +102,11 @@ def _decoded_reports(events: Iterable[tuple[float, object]]) -> Iterator[tuple[f
 
 def job_rates(events: Iterable[tuple[float, Any]], now: float) -> dict[str, float]:
     """Return the links per second of each job, from its reports until now."""
-    told = defaultdict[str, list[tuple[float, float]]](list)
+    samples = defaultdict[str, list[tuple[float, float]]](list)
     for when, (key, message) in events:
         if when > now - _RATE_WINDOW:
-            told[key].append((when, links_tried(message)))
-    ends = ((key, heard[0], heard[-1]) for key, heard in told.items())
+            samples[key].append((when, links_tried(message)))
+    ends = ((key, heard[0], heard[-1]) for key, heard in samples.items())
     return {
         key: (many - few) / (last - first)
         for key, (first, few), (last, many) in ends
@@ -222,8 +222,8 @@ class StatusMonitor:
         reports = self._engine.reports_by_job()
         self._speeds = {key: self._speeds.get(key) or RateMeter() for key in reports}
         rates = {
-            key: self._speeds[key].rates({"links": links_tried(told)})["links"]
-            for key, told in reports.items()
+            key: self._speeds[key].rates({"links": links_tried(samples)})["links"]
+            for key, samples in reports.items()
         }
         with suppress(RunError):
             return self._engine.nodes(), rates
@@ -235,11 +235,11 @@ def startup_progress(nodes: Sequence[NodeStatus]) -> Transient:
     at = defaultdict[str, list[str]](list)
     for each in nodes:
         at[each.state].append(each.name)
-    told = (
+    samples = (
         f"{state}: {', '.join(names) if len(nodes) <= 4 else len(names)}"
         for state, names in at.items()
     )
-    return Transient("; ".join(told))
+    return Transient("; ".join(samples))
 
 
 @contextmanager

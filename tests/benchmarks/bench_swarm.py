@@ -234,7 +234,7 @@ def reached(head: Login) -> ClusterAddress:
         address=f"tls://{head.address}:{install.SCHEDULER_PORT}",
         keys=head.keys,
         parcel_folder="/home/crawl/parcels",
-        files="/home/crawl/files",
+        file_folder="/home/crawl/files",
     )
 
 

@@ -29,7 +29,7 @@ def test_files_are_found_whole_and_are_gone_at_the_end(cluster, tmp_path, stagin
     (tmp_path / "shared").mkdir()
     reach = ClusterAddress(
         address=cluster.scheduler_address,
-        files=str(tmp_path / "there"),
+        file_folder=str(tmp_path / "there"),
         staging=(tmp_path / "shared").as_uri() if staging else "",
     )
     contents = {"empty": b"", "one": b"1", "large.bloom": os.urandom(9_000_000)}
@@ -59,7 +59,7 @@ def test_files_are_found_whole_and_are_gone_at_the_end(cluster, tmp_path, stagin
 def test_a_file_that_is_damaged_there_is_brought_again(cluster, tmp_path):
     path, files = tmp_path / "list", tmp_path / "there"
     path.write_text("content")
-    reach = ClusterAddress(address=cluster.scheduler_address, files=str(files))
+    reach = ClusterAddress(address=cluster.scheduler_address, file_folder=str(files))
     with remote_engine(reach, tmp_path) as scrapers:
         for n in range(2):
             scrapers.submit(

@@ -196,7 +196,7 @@ def test_a_node_that_stands_still_is_seen_and_restarted_over_ssh(swarm, scrapers
 
 @needs_hosts
 def test_a_cut_of_the_network_is_survived_by_the_running_job(swarm, tmp_path):
-    with remote_engine(swarm.reach(silence=11), tmp_path) as scrapers:
+    with remote_engine(swarm.reach(idle_timeout=11), tmp_path) as scrapers:
         assert not scrapers.await_nodes(["alpha", "beta"], timeout=jobs.LIMIT)
         scrapers.submit("cut", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
         jobs.wait_for(tmp_path / "1")

@@ -146,7 +146,7 @@ def test_nothing_that_a_worker_sends_runs_at_its_driver(swarm, tmp_path, monkeyp
         assert scrapers.reports() == []
         [node] = scrapers.nodes()
         assert "invalid message" in node.fault
-    with remote_engine(replace(swarm.reach, patience=1), tmp_path) as scrapers:
+    with remote_engine(replace(swarm.reach, piece_timeout=1), tmp_path) as scrapers:
         scrapers.submit("peer", jobs.double, 1, limit=jobs.LIMIT)
         assert isinstance(swarm.taken(scrapers), ShardError)
     with cluster.connect(swarm.reach, jobs.LIMIT) as client:

@@ -68,7 +68,7 @@ def scrapers(logins, tmp_path):
         address=f"tls://{logins[0].address}:{install.SCHEDULER_PORT}",
         keys=logins[0].keys,
         parcel_folder="/home/crawl/parcels",
-        patience=10,
+        piece_timeout=10,
     )
     with remote_engine(reach, tmp_path / "home") as scrapers:
         assert not scrapers.await_nodes([login.name for login in logins], timeout=jobs.LIMIT)

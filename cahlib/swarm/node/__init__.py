@@ -53,7 +53,7 @@ def user_data(keys: SwarmKeys, node: str, *, own: str = "") -> str:
     ``own`` is a private network that belongs to the swarm, as in tests.
     """
     host = keys.host(node)
-    told = {
+    config = {
         "users": [
             {
                 "name": USER,
@@ -100,7 +100,7 @@ def user_data(keys: SwarmKeys, node: str, *, own: str = "") -> str:
             f"touch {BOOT_MARKER}",
         ],
     }
-    return "#cloud-config\n" + json.dumps(told, indent=1) + "\n"  # JSON is YAML
+    return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"  # JSON is YAML
 
 
 def _content(name: str, own: str) -> str:
