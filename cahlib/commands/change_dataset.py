@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
         "interrupt and rerun.\nLists have one entry per line, and may be compressed with gzip.",
         example="cah purge demo-dataset --urls take-downs.txt",
     )
-    purge.add_argument("dataset", metavar="DATASET", help="folder of a dataset")
+    purge.add_dataset("folder of a dataset")
     for name, what in (
         ("hashes", "hashes (hex md5, sha1 or sha256) of images as they were served"),
         ("looks", "perceptual hashes (16 hex digits); images that look like one are removed"),
@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
         "--apply, keep\nonly the largest of each.",
         example="cah dedup demo-dataset",
     )
-    dedup.add_argument("dataset", metavar="DATASET", help="folder of a dataset")
+    dedup.add_dataset("folder of a dataset")
     dedup.add_argument(
         "--distance", type=int, default=4, metavar="N",
         help="how many bits of 64 may differ, 0 to 8 [4]",

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     inspect = commands.add_parser(
         "inspect", help="show what a dataset holds", example="cah inspect demo-dataset"
     )
-    inspect.add_argument("dataset", metavar="DATASET", help="folder or URL of a dataset")
+    inspect.add_dataset()
     inspect.add_json()
     inspect.set_defaults(act=_inspect)
     verify = commands.add_parser(
@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
         "others,\nand every committed shard. Exits with 1 if there are problems.",
         example="cah verify demo-dataset",
     )
-    verify.add_argument("dataset", metavar="DATASET", help="folder or URL of a dataset")
+    verify.add_dataset()
     verify.add_json()
     verify.set_defaults(act=_verify)
     repair = commands.add_parser(
@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
         "to\ninterrupt and rerun.",
         example="cah repair demo-dataset --dry-run",
     )
-    repair.add_argument("dataset", metavar="DATASET", help="folder or URL of a dataset")
+    repair.add_dataset()
     repair.add_argument("--dry-run", action="store_true", help="show what would be done")
     repair.set_defaults(act=_repair)
 

@@ -33,6 +33,10 @@ class Parser(argparse.ArgumentParser):
             "-q", "--quiet", action="store_true", help="print results and errors only"
         )
 
+    def add_dataset(self, what: str = "folder or URL of a dataset") -> None:
+        """Add the argument DATASET."""
+        self.add_argument("dataset", metavar="DATASET", help=what)
+
     def add_json(self) -> None:
         """Add `--json`."""
         self.add_argument("--json", action="store_true", help="print the result as a JSON object")

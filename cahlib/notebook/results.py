@@ -18,7 +18,8 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import HTML, FileLink, display
 
-from cahlib.core.errors import CahError, RunError, folder_errors
+from cahlib.core.atomic import new_file
+from cahlib.core.errors import CahError, RunError
 from cahlib.notebook.inputs import accept_messages
 from cahlib.notebook.panel import Panel
 
@@ -165,25 +166,16 @@ class Results:
         self._here()
         path = self.folder.with_name(f"{self.folder.name}.zip")
         self._say(f"Writing {path} …")
-        fresh = path.with_suffix(".part")
-        try:
-            with folder_errors(path.parent):
-                self._pack(fresh)
-                fresh.replace(path)
-        finally:
-            fresh.unlink(missing_ok=True)
+        with new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for each in sorted(self.folder.rglob("*")):
+                within = each.relative_to(self.folder)
+                if each.is_file() and within.parts[0] != "run":
+                    archive.write(each, Path(self.folder.name) / within)
         if self._link:
             link: Any = FileLink(os.path.relpath(path))  # type: ignore[no-untyped-call]
             self._link.outputs = ()
             self._link.append_display_data(link)
         return f"{path}: {path.stat().st_size / 1e6:,.1f} MB."
-
-    def _pack(self, path: Path) -> None:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            for each in sorted(self.folder.rglob("*")):
-                within = each.relative_to(self.folder)
-                if each.is_file() and within.parts[0] != "run":
-                    archive.write(each, Path(self.folder.name) / within)
 
     def _upload(self) -> str:
         from cahlib.dataset.manifest import read_manifests

@@ -217,7 +217,7 @@ def test_what_an_earlier_cahlib_made_is_taken_over_as_far_as_it_tells(job, folde
     with pytest.raises(ConfigError, match="another model, threshold or forms"):
         run(replace_settings(job, threshold=0.99))
     run(job)
-    assert "of 2 shards only model, threshold and forms could be compared" in caplog.text
+    assert "of 2 shards, only model, threshold and forms could be compared" in caplog.text
     assert set(read_description(folder).committed) == {
         each.shard.id for each in read_manifests(folder)
     }
@@ -316,7 +316,7 @@ def assert_mended(job, place, capsys, table):
     before = content(table)
     outcome = run(job)
     (sentence,) = outcome.faults
-    assert f"cah repair {place} puts" in sentence
+    assert f"`cah repair {place}` removes" in sentence
     assert outcome.shards.damaged == 1 and content(table) == before
     found = command.said(capsys, "verify", place)
     assert found.returncode == 1 and f"cah repair {place}`" in found.stderr

@@ -284,7 +284,7 @@ class Series:
 
     def _advised(self, ended: Ended) -> list[str]:
         """Return the places that a run says to repair; it has to say so, or something else."""
-        advice = re.findall(r"cah repair ('[^']*'|\S+) puts", ended.said)
+        advice = re.findall(r"`cah repair ('[^']*'|[^\s`]+)` removes", ended.said)
         if not advice and "tries them again" not in ended.said and ended.code == 1:
             raise Found("a run fails, and does not say what to do")
         return [shlex.split(each)[0] for each in advice]
