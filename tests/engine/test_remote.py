@@ -186,7 +186,7 @@ def test_a_node_that_stands_still_is_seen_and_restarted_over_ssh(swarm, scrapers
     scrapers.submit("still", jobs.hang, tmp_path, limit=600)
     jobs.until((tmp_path / "hung").exists)
     jobs.until(lambda: any(node.jobs for node in scrapers.nodes()))
-    jobs.until(lambda: any(node.still > 1 for node in scrapers.nodes()))
+    jobs.until(lambda: any(node.stalled > 1 for node in scrapers.nodes()))
     [name] = [node.name for node in scrapers.nodes() if node.jobs]
     install.restart_service(next(login for login in swarm.logins if login.name == name))
     if name == "alpha":
@@ -335,18 +335,18 @@ class FleetOf:
             )
             for n, each in enumerate(logins)
         }  # fmt: skip
-        self.bills, self.clock = Billing(), time.time
+        self.billing, self.clock = Billing(), time.time
         for name in self.listed:
-            self.bills.open(name, 0.25, time.time())
+            self.billing.open(name, 0.25, time.time())
 
     def servers(self):
         return list(self.listed.values())
 
-    def mark(self):
+    def heartbeat(self):
         pass
 
     def spent(self):
-        return self.bills.spent(self.clock())
+        return self.billing.spent(self.clock())
 
 
 @needs_hosts
@@ -421,4 +421,4 @@ def test_a_full_disk_costs_a_shard_one_try_on_that_node(swarm, scrapers):
             with ssh_session(login) as node:
                 node.run(["umount", str(folder)])
             install.restart_service(login)  # it is drained
-        jobs.until(lambda: [each.ill for each in scrapers.nodes()] == ["", ""])
+        jobs.until(lambda: [each.fault for each in scrapers.nodes()] == ["", ""])

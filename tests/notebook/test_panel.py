@@ -363,6 +363,6 @@ def test_a_click_shows_what_is_wrong(desks, place, values):
     desk.form.fields["swarm"].write("2")
     desk.form.password.value = "tökén"
     desk.buttons["plan"].click()
-    until(lambda: "characters that no token has" in desk.message.value)
-    assert "characters that no token has" in desk.form.token_note.value
+    until(lambda: "contains invalid characters" in desk.message.value)
+    assert "contains invalid characters" in desk.form.token_note.value
     assert not desk.child.running() and not desk.child.home.exists()

@@ -207,7 +207,9 @@ def test_a_watchdog_is_alone_with_its_token(logins, running, goods):
         dog = WatchdogConfig(token=token, endpoint=cloud.url, silence=600, look=1)
         for silence in (600, 1):
             dog = dataclasses.replace(dog, silence=silence)
-            told = dataclasses.replace(goods, watchdog=lambda name, dog=dog: dog.told(head, made))
+            told = dataclasses.replace(
+                goods, watchdog=lambda name, dog=dog: dog.instructions(head, made)
+            )
             install.set_up_node(
                 logins[0], told, head=logins[0], networks_for=hosts.admitted(logins)
             )
