@@ -269,7 +269,7 @@ def test_a_parcel_that_was_damaged_on_its_way_is_brought_again(
     )  # until it is whole, as it is below
     caplog.set_level(logging.WARNING, "cahlib.engine.remote")
     scrapers.submit("bad", jobs.write_parcel, 1000, "disk", scrapers.folder, limit=jobs.LIMIT)
-    jobs.until(lambda: "try 1" in caplog.text)
+    jobs.until(lambda: "attempt 1" in caplog.text)
     [path] = [
         path
         for host in swarm.machines.all.values()
