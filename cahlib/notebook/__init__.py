@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cahlib.notebook.panel import Panel
-    from cahlib.notebook.results import Results
+    from cahlib.notebook.results_view import Results
 
 #: The desk of the last call: its thread ends when there is another.
 _desks: list[Panel] = []
@@ -60,7 +60,7 @@ def given(names: Mapping[str, Any]) -> dict[str, Any]:
 
 def results(desk: Panel) -> Results:
     """Show what came out: now, or as soon as the run has ended."""
-    from cahlib.notebook.results import Results
+    from cahlib.notebook.results_view import Results
 
     return Results(desk)
 

@@ -21,7 +21,7 @@ from cahlib.demo import world
 from cahlib.notebook.last_run import remember_job
 from cahlib.notebook.panel import Panel
 from cahlib.notebook.process import RunProcess
-from cahlib.notebook.results import Results
+from cahlib.notebook.results_view import Results
 from cahlib.notebook.runtime import Runtime
 from cahlib.notebook.text_output import print_progress
 from cahlib.run import quote
