@@ -161,10 +161,10 @@ def worker_slots(client: Client, reach: ClusterAddress) -> dict[str, int]:
 def common_fault(client: Client) -> str:
     """Return why the machines of all workers fail; "" if one works or there is none."""
     there = list_workers(client).values()
-    told = {each.host: each.metrics.fault for each in there if each.metrics.fault}
+    faults = {each.host: each.metrics.fault for each in there if each.metrics.fault}
     # one worker reports for its whole machine
-    every = told.keys() == {each.host for each in there}
-    return printable(next(iter(told.values()), ""), 500) if every else ""
+    every = faults.keys() == {each.host for each in there}
+    return printable(next(iter(faults.values()), ""), 500) if every else ""
 
 
 def worker_state(

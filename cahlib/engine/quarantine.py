@@ -39,8 +39,8 @@ def quarantined() -> Iterator[None]:
         if not (fault := describe_machine_fault(error)):
             raise
         worker: Any = get_worker()
-        told = error if isinstance(error, MachineFault) else f"{fault} ({error})"
-        why = f"{get_address_host(worker.address)}: {told}"
+        message = error if isinstance(error, MachineFault) else f"{fault} ({error})"
+        why = f"{get_address_host(worker.address)}: {message}"
         worker.metrics[FAULT_METRIC] = lambda _: why
         with suppress(Exception):  # the scheduler is unreachable: the next job is rejected here
             _run_on_loop(worker, _drain(worker))

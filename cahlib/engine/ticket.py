@@ -34,9 +34,9 @@ def issue_ticket(reach: ClusterAddress, *, hours: float) -> bytes:
 def read_ticket(path: Path, folder: Path) -> ClusterAddress:
     """Return a ticket's swarm, after writing its keys to ``folder``; raise ConfigError."""
     try:
-        told = json.loads(path.read_bytes())
-        address, away = str(told["address"]), str(told["away"])
-        files = {name: str(told[name]) for name in _FILES}
+        ticket = json.loads(path.read_bytes())
+        address, away = str(ticket["address"]), str(ticket["away"])
+        files = {name: str(ticket[name]) for name in _FILES}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"engine: {path} is neither an address (tls://HOST:PORT) nor a ticket ({error})."

@@ -48,7 +48,7 @@ class WatchdogConfig:
         )
         if limits.hours:
             spans.append(max(limits.hours * 3600 - (time.monotonic() - self.began), 1))
-        told = {
+        instructions = {
             "token": self.token,
             "endpoint": self.endpoint,
             "labels": provisioner.labels,
@@ -59,7 +59,7 @@ class WatchdogConfig:
             "paid": min(spans, default=0),
             "look": self.look,
         }
-        return json.dumps(told).encode()
+        return json.dumps(instructions).encode()
 
     def check_token(self, provisioner: Provisioner, public_key: str) -> None:
         """Raise ConfigError unless the token is for the project in which servers are created."""

@@ -38,8 +38,8 @@ def build_wheel(folder: Path) -> Path:
         digest.update(f"{name} {len(data)}\n".encode() + data)
     version = f"{ours.version}+g{digest.hexdigest()[:12]}"
     about = f"cahlib-{version}.dist-info"
-    told = ours.read_text("METADATA") or ours.read_text("PKG-INFO") or ""
-    metadata = re.sub(r"(?m)^Version: .*$", f"Version: {version}", told, count=1)
+    metadata_text = ours.read_text("METADATA") or ours.read_text("PKG-INFO") or ""
+    metadata = re.sub(r"(?m)^Version: .*$", f"Version: {version}", metadata_text, count=1)
     files[f"{about}/METADATA"] = metadata.encode()
     files[f"{about}/WHEEL"] = _WHEEL.encode()
     files[f"{about}/RECORD"] = _record(files, f"{about}/RECORD").encode()
