@@ -321,5 +321,5 @@ def test_no_command_needs_a_temporary_folder_but_a_run_which_says_so(folder, act
         env = command.environment() | env
         ended = subprocess.run(line, cwd=home / "typed", env=env, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr
-        assert "There is no temporary folder with room on this machine" in ended.stderr
+        assert "emporary folder on this machine has free space" in ended.stderr
         assert list(verify(home / "set")) == []
