@@ -16,7 +16,6 @@ import logging
 import os
 import pickle
 import queue
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -35,7 +34,7 @@ from cahlib.model.cpu import packable_tower
 from cahlib.model.device_model import DeviceModel, Vectors
 from cahlib.model.frameworks import open_clip, torch
 from cahlib.model.inputs import GroupedTokenizer, PixelArray, fast_step, preprocess, thumb_side
-from cahlib.model.model_source import ModelSource, find_source
+from cahlib.model.model_source import ModelSource, find_source, require_known_model
 from cahlib.model.pretrained import find_weights_info, image_options
 
 #: A CPU computes more images at once no faster (ViT-B/32: from 4 at once on).
@@ -149,6 +148,7 @@ def load_clip(judge: Judge, *, devices: Sequence[str] = ()) -> Clip:
     devices = devices or _devices(judge.device)
     source = find_source(judge)
     if source.listed:
+        require_known_model(source)
         require_known_weights(source)
     with _quiet():
         model, transform, tokenizer = _open(source)
@@ -156,19 +156,8 @@ def load_clip(judge: Judge, *, devices: Sequence[str] = ()) -> Clip:
 
 
 def require_known_weights(source: ModelSource) -> None:
-    """Raise ConfigError if open_clip does not know the model or its weights by their names."""
-    name, weights, known = source.model, source.pretrained or "", open_clip.list_models()
-    if name not in known:
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", source.typed):
-            raise ConfigError(
-                f"model: {source.typed} is neither a folder nor a name that open_clip knows; for a "
-                f"model at Hugging Face write hf-hub:{source.typed}, and leave pretrained empty."
-            )
-        near = ", ".join(get_close_matches(name, known)) or "ViT-B-32"
-        raise ConfigError(
-            f"model: {source.typed!r} is neither a folder nor a name that open_clip knows; "
-            f"try {near}."
-        )
+    """Raise ConfigError if open_clip does not know the weights by their name."""
+    name, weights = source.model, source.pretrained or ""
     if not Path(weights).is_file() and not open_clip.get_pretrained_cfg(name, weights):
         tags = open_clip.list_pretrained_tags_by_model(name)
         near = ", ".join(get_close_matches(weights, tags, cutoff=0))

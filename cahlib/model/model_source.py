@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 
 from cahlib.core.config import Judge
@@ -40,6 +44,31 @@ def find_source(judge: Judge) -> ModelSource:
     if pretrained:
         raise ConfigError(f"pretrained: the folder {name} brings its own weights; leave it empty.")
     return _local(folder)
+
+
+def require_known_model(source: ModelSource) -> None:
+    """Raise ConfigError if open_clip does not know the model by its name."""
+    known = _known_models() if source.listed else []
+    if not known or source.model in known:
+        return
+    unknown = "is neither a folder nor a name that open_clip knows"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source.typed):
+        raise ConfigError(
+            f"model: {source.typed} {unknown}; for a model at Hugging Face write "
+            f"hf-hub:{source.typed}, and leave pretrained empty."
+        )
+    near = ", ".join(get_close_matches(source.model, known)) or "ViT-B-32"
+    raise ConfigError(f"model: {source.typed!r} {unknown}; try {near}.")
+
+
+def _known_models() -> list[str]:
+    """Return the models that open_clip lists, from its files: to import it takes seconds."""
+    if loaded := sys.modules.get("open_clip"):  # others may have been added
+        return list(loaded.list_models())
+    package = find_spec("open_clip")
+    if package is None or package.origin is None:
+        return []
+    return [file.stem for file in Path(package.origin).parent.glob("model_configs/*.json")]
 
 
 def _named(model: str, pretrained: str) -> ModelSource:

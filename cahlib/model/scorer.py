@@ -15,7 +15,7 @@ import numpy as np
 from cahlib.core.config import NO_MODEL, Judge
 from cahlib.core.records import Image, Judged, Stage, Stats
 from cahlib.model.heads import Head, check_heads, load_heads
-from cahlib.model.model_source import find_source
+from cahlib.model.model_source import find_source, require_known_model
 from cahlib.model.open_nsfw import OPEN_NSFW, OpenNsfw, require_open_nsfw
 from cahlib.model.pairs import score_names, score_pairs
 from cahlib.model.safety import Safety, read_safety_rules
@@ -113,7 +113,9 @@ def check_model_files(judge: Judge) -> None:
             raise ModuleNotFoundError(f"No module named {library!r}", name=library)
     if judge.nsfw_open:
         require_open_nsfw()
-    check_heads(judge.heads, find_source(judge).name)
+    source = find_source(judge)
+    require_known_model(source)
+    check_heads(judge.heads, source.name)
     read_safety_rules(judge.safety)
 
 

@@ -11,10 +11,12 @@ import pytest
 
 from cahlib import demo
 from cahlib.core.config import Job
+from cahlib.core.errors import RunError
 from cahlib.dataset.maintain.verify import verify
 from cahlib.demo.web import Answer, Web
 from cahlib.ledger.local import LocalLedger
 from cahlib.parcel import parcel as parcels
+from cahlib.run.pipeline import run
 from tests.world import command, judged, small
 
 MODEL = ["--model", str(demo.MODEL), "--threshold", "0.3"]
@@ -146,14 +148,18 @@ def test_a_name_that_is_too_long_is_refused(tmp_path, monkeypatch, capsys):
     refused(command.said(capsys, *line), code=2, sentence="File name too long")
 
 
-def test_a_job_that_came_to_nothing_holds_no_folder(tmp_path, monkeypatch, capsys):
+def test_a_job_that_came_to_nothing_holds_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CAH_CONTACT", "tests@example.org")
+
+    def no_engine(*arguments, **options):
+        raise RunError("No engine.")
+
     for name in "ab":
-        (tmp_path / f"{name}.wat.gz").write_bytes(bytes.fromhex("1f8b0800"))
-        model = f"ViT-{name}"
-        line = ["run", "--crawl", f"{name}.wat.gz", "--model", model, "--threshold", "0.3"]
-        refused(command.said(capsys, *line), code=2, sentence=model)
+        Path(f"{name}.wat.gz").write_bytes(bytes.fromhex("1f8b0800"))
+        values = {"crawl": f"{name}.wat.gz", "contact": "tests@example.org"}
+        job = Job.from_values({**values, "model": str(demo.MODEL), "threshold": "0.3"})
+        with pytest.raises(RunError, match=r"No engine\."):
+            run(job, scraping=no_engine)
     ledger = LocalLedger(tmp_path / "dataset/run/ledger.sqlite")
     assert {shard.url[-8:] for shard in ledger.in_state("todo")} == {"b.wat.gz"}
     ledger.close()
@@ -187,11 +193,23 @@ def test_what_was_scraped_before_a_model_failed_to_load_serves_another(
     monkeypatch.chdir(tmp_path)
     folder = begun("run/parcels").output.folder
     parcel = list((folder / "run/parcels").iterdir())
+    line = ["run", "--crawl", "a.wat.gz", "--contact", "tests@example.org", "--model", "ViT-B-32"]
+    line += ["--pretrained", "mine", "--threshold", "0.3", "--forms", "embeddings"]
+    refused(command.said(capsys, *line), code=2, sentence="ViT-B-32 has no weights called 'mine'")
+    assert Job.stored(folder / "run/job.json").judge.pretrained == "mine"
+    assert {*parcel} <= {*(folder / "run/parcels").iterdir()}
+
+
+def test_a_mistyped_model_is_refused_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("a.wat.gz").write_bytes(bytes.fromhex("1f8b0800"))
     line = ["run", "--crawl", "a.wat.gz", "--contact", "tests@example.org", "--model", "ViT-B"]
-    line += ["--pretrained", "openai", "--threshold", "0.3", "--forms", "embeddings"]
-    refused(command.said(capsys, *line), code=2, sentence="'ViT-B' is neither a folder nor")
-    assert Job.stored(folder / "run/job.json").judge.model == "ViT-B"
-    assert list((folder / "run/parcels").iterdir()) == parcel
+    refused(
+        command.said(capsys, *line, "--threshold", "0.3"),
+        code=2,
+        sentence="'ViT-B' is neither a folder nor",
+    )
+    assert not Path("dataset").exists()
 
 
 def begun(left: str) -> Job:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cahlib.core.errors import ConfigError
@@ -21,6 +20,7 @@ from cahlib.dataset.layout import part_path
 from cahlib.dataset.maintain.purge import apply_changes
 from cahlib.dataset.maintain.rewrite import ShardChange
 from cahlib.dataset.manifest import read_manifests, require_dataset
+from cahlib.dataset.metadata import read_metadata
 from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.write.columns import Row
 from cahlib.image.perceptual_hash import near_pairs, same_colours
@@ -80,15 +80,15 @@ def _read(
         if path not in manifest.files:
             continue
         with files_at(manifest.place or place).open(path) as file:
-            whole = pq.ParquetFile(file)
-            has = _COLOURS in whole.schema_arrow.names
-            table = whole.read(columns=[*_COLUMNS, *[_COLOURS] * has])
+            table = read_metadata(file, [*_COLUMNS, _COLOURS])
         uid, phash, width, height, similarity = (table[name].to_numpy() for name in _COLUMNS)
         parts.append(
             (
                 np.frombuffer(bytes.fromhex("".join(uid)), "S16"),
                 _words(phash),
-                _words(table[_COLOURS].to_numpy()) if has else np.zeros(len(uid), np.uint64),
+                _words(table[_COLOURS].to_numpy())
+                if _COLOURS in table.column_names
+                else np.zeros(len(uid), np.uint64),
                 # a pixel counts more than any similarity, which is at most 1
                 width.astype(np.float64) * height + (np.nan_to_num(similarity) + 1) / 4,
             )

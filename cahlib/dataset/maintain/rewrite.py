@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import DropReason, Judged, Stage
@@ -31,6 +30,7 @@ from cahlib.dataset.manifest import (
     require_dataset,
     tar_path,
 )
+from cahlib.dataset.metadata import read_metadata
 from cahlib.dataset.write.columns import (
     COLUMNS,
     REENCODED_FROM,
@@ -93,7 +93,7 @@ def _tried(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChan
 
 def _exchange(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChange | None:
     path = folder / part_path("metadata", manifest.shard.id)
-    table = pq.read_table(path) if manifest.rows else pa.table({})
+    table = read_metadata(path) if manifest.rows else pa.table({})
     layout = layout_by_columns(table.column_names)
     rows = [{**dict.fromkeys(columns_of_layout(layout)), **row} for row in table.to_pylist()]
     reasons = [why(row) for row in rows]

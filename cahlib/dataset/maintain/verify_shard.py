@@ -16,10 +16,10 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cahlib.dataset.layout import LAYOUT
 from cahlib.dataset.manifest import ShardManifest, tar_path
+from cahlib.dataset.metadata import read_metadata
 from cahlib.dataset.storage.files import DatasetFiles
 from cahlib.dataset.storage.hashed_file import FileRecord
 from cahlib.dataset.write.columns import (
@@ -81,7 +81,7 @@ class ShardCheck:
 
     def _metadata(self, path: str, file: BinaryIO) -> Iterator[str]:
         try:
-            table = pq.read_table(io.BytesIO(file.read()))
+            table = read_metadata(io.BytesIO(file.read()))
         except OSError as error:  # pyarrow's error for some kinds of damage
             raise ValueError(str(error)) from error
         lacking = {*OPTIONAL_COLUMNS} - {*table.column_names}

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow.parquet as pq
-
 from cahlib.core.config import Output
 from cahlib.core.lists import DigestSet
 from cahlib.core.records import DropReason, Judged, Shard
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.manifest import ShardManifest, read_manifest
+from cahlib.dataset.metadata import read_metadata
 from cahlib.dataset.storage.files import files_at
 from cahlib.image.perceptual_hash import NearIndex, with_looks
 
@@ -108,8 +107,6 @@ def _stored(folder: Path, manifests: Iterable[ShardManifest]) -> Iterator[ImageF
         if path not in each.files:
             continue
         with files_at(each.place or folder).open(path) as file:
-            table = pq.ParquetFile(file)
-            names = [name for name in _COLUMNS if name in table.schema_arrow.names]
-            rows = table.read(columns=names).select(names).to_pydict().values()
+            rows = read_metadata(file, _COLUMNS).to_pydict().values()
         for sha256, *looks in zip(*rows, strict=True):
             yield ImageFingerprint(bytes.fromhex(sha256), *(int(each, 16) for each in looks))

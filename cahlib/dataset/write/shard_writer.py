@@ -29,8 +29,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from cahlib.core.atomic import TEMPORARY_SUFFIX
 from cahlib.core.errors import disk_errors
 from cahlib.core.records import DropReason, Judged, OptOut, Parcel, Stage, Stats
@@ -49,6 +47,7 @@ from cahlib.dataset.manifest import (
     encode_manifest,
     manifest_path,
 )
+from cahlib.dataset.metadata import read_metadata
 from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.storage.hashed_file import FileRecord, HashedFile, temporary_path
 from cahlib.dataset.write.columns import (
@@ -146,7 +145,7 @@ def read_similarities(place: str | Path, manifest: ShardManifest) -> dict[str, f
     if path not in manifest.files:
         return {}
     with files_at(manifest.place or place).open(path) as file:
-        table = pq.read_table(file, columns=["uid", "similarity"])
+        table = read_metadata(file, ["uid", "similarity"])
         return dict(zip(table["uid"].to_pylist(), table["similarity"].to_pylist(), strict=True))
 
 
