@@ -42,9 +42,9 @@ kept = "^(torch|torchvision|numpy|pillow|ipywidgets)=="
 
 _SETTINGS = """\
 # written by kaggle.sh
-from cahlib.kaggle.in_kernel import received
+from cahlib.kaggle.in_kernel import receive_settings
 
-settings = received(
+settings = receive_settings(
     {values},
     session={session!r},
     hours={hours},

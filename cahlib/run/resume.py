@@ -80,9 +80,9 @@ def find_faults(job: Job, ledger: Ledger) -> Iterator[str]:
                 wrong.setdefault(there.files.place, []).append(f"{id}: {fault}")
     for name, shards in wrong.items():
         yield (
-            f"{plural(len(shards), 'committed shard')} of {name} damaged and left as found (first: "
-            f"{shards[0].rstrip('.')}); `cah repair {shlex.quote(name)}` removes damaged shards; "
-            "then the same command does them again."
+            f"{name} has {plural(len(shards), 'damaged shard')}, left as found (first: "
+            f"{shards[0].rstrip('.')}); `cah repair {shlex.quote(name)}` removes what is damaged, "
+            "and the same command does it again."
         )
 
 

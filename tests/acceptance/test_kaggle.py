@@ -34,9 +34,9 @@ TOKEN = "hcloud-token-of-ada"
 _RUN = """
 from cahlib.core.config import Job
 from cahlib.run.pipeline import run
-from cahlib.run.scrapers import scrapers
+from cahlib.run.scrapers import open_scrapers
 
-run(Job.from_values(settings), print, scraping=scrapers)
+run(Job.from_values(settings), print, scraping=open_scrapers)
 """
 
 

@@ -29,4 +29,4 @@ def test_an_interrupt_ends_the_following_alone(capsys):
         return True
 
     assert follow_run(running)
-    assert "the run goes on" in capsys.readouterr().out
+    assert "the run continues" in capsys.readouterr().out

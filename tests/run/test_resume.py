@@ -98,7 +98,7 @@ def test_what_is_not_whole_at_the_url_is_left_and_told_of(job, lost, tmp_path, l
     assert (ledger.counts().done, ledger.counts().damaged) == (1, 1)
     assert ledger.lease() is None
     (sentence,) = find_faults(job, ledger)
-    assert lacks in sentence and f"cah repair {lost} puts" in sentence
+    assert lacks in sentence and f"`cah repair {lost}` removes" in sentence
     ledger.close()
 
 

@@ -307,7 +307,7 @@ class Series:
             raise Found(f"mended, it has {sorted(own.whole)}, {own.broken} and {sorted(own.stray)}")
         if not any(SHARED in uids(self._place, id) for id in own.whole):
             raise Found("mended, it lacks the pair that any shard may have")
-        self._verified(self._place, open_or_replace=True)
+        self._verified(self._place, sound=True)
         if self._do(("verify", self.arena.named(self.mode, self._place))).code:
             raise Found("mended, it is not verified")
 

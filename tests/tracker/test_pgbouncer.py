@@ -22,7 +22,7 @@ from .conftest import wats
 
 SETTINGS = """
 [databases]
-* = host=127.0.0.1 port={inner} user=lease_store
+* = host=127.0.0.1 port={inner} user=crowd
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
