@@ -362,7 +362,7 @@ def test_the_run_folder_without_its_dataset_is_no_dataset(job, folder, tmp_path,
     shutil.copytree(folder / "run", other / "run")
     moved = replace_settings(job, output=str(other))
     outcome = run(moved)
-    assert outcome.shards.damaged == 2 and "2 committed shards" in outcome.faults[0]
+    assert outcome.shards.damaged == 2 and "2 damaged shards" in outcome.faults[0]
     assert not (other / "shards").exists()
     assert command.said(capsys, "repair", other).returncode == 0
     assert run(moved).shards.done == 2 and list(verify(other)) == []
