@@ -21,11 +21,7 @@ from typing import Any
 import dask
 from distributed import Client, Future, LocalCluster
 
-from cahlib.core.errors import (
-    RunError,
-    disk_full_error,
-    is_disk_full,
-)
+from cahlib.core.errors import RunError, disk_full_error, is_disk_full
 from cahlib.engine import unpickling, wire
 from cahlib.engine.job import job_error, run_local_job
 from cahlib.engine.wire import PROGRESS_TOPIC, InvalidMessage
@@ -73,8 +69,8 @@ class LocalEngine:
     def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
         """Start ``function(*arguments, limit=…, report=…)``, which may take ``limit`` seconds."""
         job = pickle.dumps((key, function, arguments, limit))
-        future = self._client.submit(run_local_job, job, key=key, pure=False)
-        with self._lock:
+        with self._lock:  # a report of it may come before this thread goes on
+            future = self._client.submit(run_local_job, job, key=key, pure=False)
             self._futures[key] = future
         future.add_done_callback(lambda _: self._finished.put(key))
 
