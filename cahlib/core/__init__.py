@@ -1,1 +1,1 @@
-"""What every package builds on: settings, records, errors, progress, and atomic files."""
+"""The ground of every package: settings, records, errors, progress, and atomic files."""

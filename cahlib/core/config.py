@@ -43,7 +43,7 @@ class DamagedJob(ConfigError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Download(Checked):
-    """How images are fetched, and which are kept."""
+    """The settings for fetching images, and for which of them to keep."""
 
     contact: str = option(
         "", "web page or e-mail address where site owners can reach you; sent in the user agent",
@@ -203,7 +203,7 @@ class Judge(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output(Checked):
-    """Where the dataset is written, in which formats, and how duplicates are handled."""
+    """The settings of the dataset: its place, its formats, and its duplicates."""
 
     # free: a folder can have several names, all valid for its dataset; URLs are compared
     output: str = option(
@@ -273,7 +273,7 @@ class Job(Checked):
 
     @property
     def forms(self) -> tuple[str, ...]:
-        """What is written beside the metadata: without a model, no embeddings."""
+        """The formats that are written beside the metadata: without a model, no embeddings."""
         none = {"embeddings"} if self.judge.no_judge else set[str]()
         return tuple(form for form in self.output.forms if form not in none)
 

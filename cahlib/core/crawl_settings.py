@@ -12,7 +12,7 @@ NO_TEXT = "none"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crawl(Checked):
-    """What is read, and which links in it become candidates."""
+    """The settings of what is read, and of which links in it become candidates."""
 
     crawl: str = option(
         "", "what to read: a crawl's name (CC-MAIN-2024-10), or a WAT file by path, glob or URL; "

@@ -17,7 +17,7 @@ _ENGINE = re.compile(rf"(tls|tcp)://{_HOST}:\d{{1,5}}/?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources(Checked):
-    """Where the scraping runs, and its limits."""
+    """The settings of the place of a run, and of its limits."""
 
     workers: int = option(
         0, "scraping processes; 0 = one fewer than this machine has cores", least=0, most=1024,
