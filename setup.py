@@ -74,6 +74,11 @@ kaggle = [
     # Kaggle's own client: pushes the kernel, fetches its output; it wants Python 3.11
     "kaggle>=2.2; python_version >= '3.11'",
 ]
+similar = [
+    *data,
+    # clusters and searches embeddings; one wheel for all versions of Python, numpy and nothing else
+    "faiss-cpu>=1.12",
+]
 tracker = [
     "fastapi>=0.115",  # routes, validation and OpenAPI
     "uvicorn>=0.30",  # serves them
@@ -90,6 +95,7 @@ notebook = [
 ]
 dev = [
     *nsfw,
+    *similar,
     "pytest>=8.3",
     "pytest-randomly>=3.15",  # random order
     "pytest-timeout>=2.3",  # no test hangs
@@ -153,6 +159,7 @@ setup(
         "data": data,
         "gpu": gpu,
         "nsfw": nsfw,
+        "similar": similar,
         "swarm": swarm,
         "tracker": tracker,
         "notebook": notebook,

@@ -190,6 +190,7 @@ EXTRAS = {
         "open_clip",
         "safetensors",
     },
+    "similar": {"numpy", "pyarrow", "faiss"},
     "swarm": {"hcloud", "paramiko", "cryptography"},
     "kaggle": {"kaggle", "kagglesdk", "requests"},
     "tracker": {"fastapi", "uvicorn", "python_multipart", "alembic", "psycopg"},
