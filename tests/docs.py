@@ -17,6 +17,7 @@ from cahlib.core.config import Job, settings
 from cahlib.core.presets import PRESETS
 from cahlib.core.records import DropReason
 from cahlib.core.settings import TOPICS, Setting
+from cahlib.dataset import outcomes
 from cahlib.dataset.layout import CURRENT_LAYOUT
 from cahlib.dataset.write import columns
 from cahlib.run.estimate import ServerPrice, estimate_run
@@ -137,6 +138,12 @@ def metadata_columns() -> str:
     return f"Layout {CURRENT_LAYOUT}.\n\n" + _table(("column", "type", "content"), rows)
 
 
+def outcome_columns() -> str:
+    """The columns of the outcomes."""
+    rows = ((f"`{e.name}`", str(e.type), e.about) for e in outcomes.OUTCOME_COLUMNS)
+    return _table(("column", "type", "content"), rows)
+
+
 def drop_reasons() -> str:
     """Why something is dropped, by stage."""
     rows = ((each.stage.value, f"`{each.value}`", each.phrase) for each in DropReason)
@@ -222,7 +229,7 @@ BLOCKS = {
     "tree": tree, "commands": commands, "options": options, "other-options": other_options,
     "exit-codes": exit_codes, "presets": presets, "columns": metadata_columns,
     "drop-reasons": drop_reasons, "metrics": metrics, "routes": routes, "costs": costs,
-    "comparison": comparison, "figures": all_figures,
+    "comparison": comparison, "figures": all_figures, "outcomes": outcome_columns,
 }  # fmt: skip
 
 

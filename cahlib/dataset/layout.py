@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-#: The path of each part of a shard, by form; metadata and evidence are always there. A tar may
-#: have a number instead, which its manifest knows.
+#: The path of each part of a shard, by form; metadata, evidence and outcomes do not depend on the
+#: forms. A tar may have a number instead, which its manifest knows.
 LAYOUT: Mapping[str, str] = {
     "metadata": "metadata/metadata_{}.parquet",
     "images": "images/{}.tar",
@@ -14,6 +14,7 @@ LAYOUT: Mapping[str, str] = {
     "text_emb": "text_emb/text_emb_{}.npy",
     "tfrecords": "tfrecords/{}.tfrecord",
     "optouts": "optouts/{}.jsonl",
+    "outcomes": "outcomes/{}.parquet",
 }
 
 #: The version of a new dataset's columns and of the names of its score columns and tars. A dataset

@@ -15,7 +15,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-FOLDERS = ("metadata", "images", "img_emb", "text_emb", "tfrecords", "optouts", "shards")
+FOLDERS = (
+    "metadata", "images", "img_emb", "text_emb", "tfrecords", "optouts", "outcomes", "shards",
+)  # fmt: skip
 _BESIDE = {"README.md", "nshards.txt", "sizes.json"}  # what tells of the tars beside them
 _HEAD, _TAIL = b'{"sha256":"', b'","contents":'
 
