@@ -58,6 +58,12 @@ data = [
     "pyarrow>=15",  # the metadata tables
     "google-crc32c>=1.6",  # the checksums of TFRecord; notebooks already have it
 ]
+query = [
+    *data,
+    # SQL over the metadata; it can be kept from files, network and extensions. 1.4 is the first
+    # with wheels for Python 3.14
+    "duckdb>=1.4",
+]
 gpu = [
     *data,
     "torch>=2.4",  # runs CLIP
@@ -96,6 +102,7 @@ notebook = [
 dev = [
     *nsfw,
     *similar,
+    *query,
     "pytest>=8.3",
     "pytest-randomly>=3.15",  # random order
     "pytest-timeout>=2.3",  # no test hangs
@@ -114,7 +121,6 @@ dev = [
     "webdataset>=0.2.100",  # reads our tars
     "datasets>=3",  # reads our tars and tables, as Hugging Face's users do
     "polars>=1.0",  # reads our tables
-    "duckdb>=1.1",  # reads our tables
     "embedding-reader>=1.8",  # reads our embeddings, as autofaiss and clip-retrieval do
     "schemathesis>=4",  # sends the tracker what nobody thought of
     "playwright>=1.50",  # drives the system's Chromium through the tracker's pages
@@ -157,6 +163,7 @@ setup(
     install_requires=base,
     extras_require={
         "data": data,
+        "query": query,
         "gpu": gpu,
         "nsfw": nsfw,
         "similar": similar,

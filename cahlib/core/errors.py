@@ -181,6 +181,7 @@ def folder_errors(folder: Path) -> Iterator[None]:
 #: Optional libraries, by the extra that installs them.
 EXTRAS = {
     "data": {"numpy", "pyarrow", "google_crc32c"},
+    "query": {"numpy", "pyarrow", "google_crc32c", "duckdb"},
     "gpu": {
         "numpy",
         "pyarrow",

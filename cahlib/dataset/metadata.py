@@ -22,3 +22,8 @@ def read_metadata(source: Path | BinaryIO, columns: Sequence[str] | None = None)
         return file.read(use_threads=False)
     names = [name for name in columns if name in file.schema_arrow.names]
     return file.read(names, use_threads=False).select(names)
+
+
+def read_metadata_schema(source: Path | BinaryIO) -> pa.Schema:
+    """Return the columns of a shard's metadata; raise as `read_metadata` does."""
+    return pq.ParquetFile(source, pre_buffer=False).schema_arrow
