@@ -9,7 +9,15 @@ from pathlib import Path
 
 from cahlib.core.atomic import TEMPORARY_SUFFIX
 from cahlib.core.errors import ConfigError
-from cahlib.dataset.layout import FOLDERS, LAYOUT, MANIFESTS, PAGES
+from cahlib.dataset.layout import (
+    FOLDERS,
+    FURTHER_SUFFIX,
+    LAYOUT,
+    MANIFESTS,
+    PAGES,
+    dataset_folders,
+)
+from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.tar_index import TAR_INDEX_FILES
 
 #: Files in the dataset's folder itself, and those in its `run` that are opened.
@@ -18,14 +26,17 @@ _RUN = tuple(f"run/{name}" for name in ("lock", "job.json", "ledger.sqlite", "li
 
 #: How the names of files begin that a cloud drive may have copied.
 DATASET_PREFIXES = tuple(
-    [f"{folder}/" for folder in FOLDERS] + [name.partition(".")[0] for name in (*_TOPS,)]
+    [f"{folder}/" for folder in FOLDERS]
+    + ["img_emb.", "text_emb."]
+    + [name.partition(".")[0] for name in (*_TOPS,)]
 )
 
 #: Suffixes of the files of an interrupted run.
 UNFINISHED_SUFFIXES = TEMPORARY_SUFFIX, ".trial"
 
 _ID = "[A-Za-z0-9_-][A-Za-z0-9._-]*"  # what `Shard.id` may be
-_PATHS = (*LAYOUT.values(), f"{MANIFESTS}/{{}}.json", *TAR_INDEX_FILES)
+_VECTORS = [LAYOUT[form].replace("/", f"{FURTHER_SUFFIX}/") for form in ("img_emb", "text_emb")]
+_PATHS = (*LAYOUT.values(), *_VECTORS, f"{MANIFESTS}/{{}}.json", *TAR_INDEX_FILES)
 
 #: A file that a run may have made, finished or not.
 DATASET_FILE = re.compile(
@@ -43,7 +54,7 @@ def find_obstacles(folder: Path) -> Iterator[str]:
 
     A link counts as its target; a broken one in place of a file is replaced.
     """
-    for name in FOLDERS:
+    for name in dataset_folders(files_at(folder).folders()):
         path = folder / name
         if not path.is_dir():
             if path.exists() or path.is_symlink():
@@ -72,7 +83,9 @@ def require_writable(folder: Path) -> None:
 
     Better now than when the first shard is ready after an hour.
     """
-    for name in ("", "run", *FOLDERS):
+    for name in ("", "run"):
+        _require_rights(folder / name, os.R_OK | os.W_OK | os.X_OK)
+    for name in dataset_folders(files_at(folder).folders()):
         _require_rights(folder / name, os.R_OK | os.W_OK | os.X_OK)
     for name in (*find_obstacles(folder), *(name for name in _RUN if _obstructs(folder / name))):
         raise ConfigError(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cahlib.core.errors import RunError
 from cahlib.dataset.description import Description, find_description
-from cahlib.dataset.layout import FOLDERS
+from cahlib.dataset.layout import dataset_folders
 from cahlib.dataset.manifest import (
     ShardManifest,
     committed_ids,
@@ -45,7 +45,7 @@ class Inventory:
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
-        return self.files.sizes(FOLDERS)
+        return self.files.sizes(dataset_folders(self.files.folders()))
 
     def ids(self) -> list[str]:
         """Return the sorted ids of shards that have a manifest or are listed as committed."""

@@ -50,6 +50,15 @@ class GalleryItem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AddedScores:
+    """Columns of scores that a committed shard was given later; its tar does not have them."""
+
+    model: str  #: that scored, as in `model` of a manifest
+    columns: tuple[str, ...]
+    digest: str  #: of what scored: the model's settings, a head or prompts, with their files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardManifest:
     """A committed shard."""
 
@@ -80,6 +89,7 @@ class ShardManifest:
     #: kept pairs by label and by the second classifier's band: {"UNSURE": {"below 0.2": 3}}
     opinions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     scores: tuple[str, ...] = ()  #: the columns of its scores; empty if by an older cahlib
+    added: tuple[AddedScores, ...] = ()  #: by further models, heads and prompts
 
     @property
     def stats(self) -> Stats:

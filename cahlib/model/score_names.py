@@ -27,6 +27,11 @@ def score_columns(model: str, scores: Iterable[str], *, layout: int) -> dict[str
     return columns | {score: score for score in columns if score == OPEN_NSFW}
 
 
+def similarity_column(model: str) -> str:
+    """Return the column of the similarity by a model that is not the dataset's own."""
+    return score_columns(model, [SIMILARITY], layout=2)[SIMILARITY]
+
+
 def column_name(name: str) -> str:
     """Return a name without characters that columns may not have."""
     return _UNSAFE.sub("_", name)

@@ -14,7 +14,7 @@ from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.lock import lock_dataset
 from cahlib.core.records import DropReason, Stage
-from cahlib.dataset.layout import MANIFESTS
+from cahlib.dataset.layout import FOLDERS, MANIFESTS
 from cahlib.dataset.maintain.purge import CHANGES_FILE, PurgeLists, purge
 from cahlib.dataset.maintain.rewrite import rewrite_shards
 from cahlib.dataset.maintain.verify import verify
@@ -48,7 +48,7 @@ def files(folder):
     """What tells nothing of when it was made."""
     return {
         path.relative_to(folder): path.read_bytes()
-        for each in set(shard_writer.FOLDERS) - {MANIFESTS}
+        for each in set(FOLDERS) - {MANIFESTS}
         for path in folder.glob(f"{each}/*")
         if path.relative_to(folder).as_posix() not in TAR_INDEX_FILES
     }

@@ -21,7 +21,7 @@ from cahlib.dataset.description import (
     stored_job,
     write_description,
 )
-from cahlib.dataset.layout import CURRENT_LAYOUT, LAYOUT, MANIFESTS
+from cahlib.dataset.layout import CURRENT_LAYOUT, MANIFESTS, shard_paths
 from cahlib.dataset.maintain.purge import changed_shards
 from cahlib.dataset.maintain.verify import Problem, ProblemKind, find_problems
 from cahlib.dataset.manifest import (
@@ -90,10 +90,11 @@ def plan_repair(place: str | Path, known: Collection[str] = ()) -> RepairPlan:
             ProblemKind.UNFINISHED: found.unfinished,
         }
         _note(kinds.get(problem.kind, found.again), problem)
+    folders = files_at(place).folders()
     for id in found.broken:  # its files are removed with it
         found.foreign.pop(id, None)
-        for form in LAYOUT.values():
-            found.left.pop(form.format(id), None)
+        for path in shard_paths(id, folders):
+            found.left.pop(path, None)
     return found
 
 
@@ -137,7 +138,7 @@ def _discard(place: str | Path, id: str) -> None:
         at.remove(manifest_path(id))
         # not all that the manifest names: it may be damaged, or a stranger's
         tar = {tar for tar in [manifest and tar_path(manifest)] if tar} - _tars(each)
-        for path in {form.format(id) for form in LAYOUT.values()} | tar:
+        for path in shard_paths(id, at.folders()) | tar:
             at.remove(path)
         forget_shards(each, [id])
 

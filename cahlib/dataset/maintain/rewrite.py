@@ -8,44 +8,31 @@ was interrupted. Nothing here knows why a pair has to go.
 from __future__ import annotations
 
 import logging
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import repeat
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 
 from cahlib.core.errors import ConfigError, RunError
-from cahlib.core.records import DropReason, Judged, Stage
-from cahlib.core.table_rows import ExtraColumn, parse_rows_url
-from cahlib.dataset.layout import part_path
+from cahlib.core.records import DropReason, Stage
+from cahlib.dataset.layout import further_model, part_path
 from cahlib.dataset.manifest import (
     GalleryItem,
     ShardManifest,
     read_manifests,
     require_dataset,
-    tar_path,
 )
-from cahlib.dataset.metadata import read_metadata
-from cahlib.dataset.write.columns import (
-    COLUMNS,
-    REENCODED_FROM,
-    Row,
-    columns_of_layout,
-    layout_by_columns,
-    restore_pair,
-)
+from cahlib.dataset.read_pairs import DAMAGE, extras_of, read_pairs, read_table
+from cahlib.dataset.write.columns import COLUMNS, REENCODED_FROM, Row
+from cahlib.dataset.write.formats import write_matrix
 from cahlib.dataset.write.shard_writer import (
     DatasetSpec,
     PairStats,
     ShardWriter,
     recover_interrupted,
 )
-from cahlib.dataset.write.tfrecord import read_tfrecords
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +68,7 @@ def _tried(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChan
     links = {p: p.resolve() for name in manifest.files if (p := folder / name).is_symlink()}
     try:
         change = _exchange(folder, manifest, why)
-    except (tarfile.TarError, ValueError, KeyError, StopIteration, OSError) as error:
+    except DAMAGE as error:
         raise RunError(
             f"shard {manifest.shard.id} cannot be read ({error}); see `cah verify`."
         ) from error
@@ -92,10 +79,7 @@ def _tried(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChan
 
 
 def _exchange(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChange | None:
-    path = folder / part_path("metadata", manifest.shard.id)
-    table = read_metadata(path) if manifest.rows else pa.table({})
-    layout = layout_by_columns(table.column_names)
-    rows = [{**dict.fromkeys(columns_of_layout(layout)), **row} for row in table.to_pylist()]
+    rows, schema, layout = read_table(folder, manifest)
     reasons = [why(row) for row in rows]
     lost = Counter(reason for reason in reasons if reason)
     gallery = tuple(
@@ -103,28 +87,42 @@ def _exchange(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardC
     )
     if not lost and gallery == manifest.gallery:
         return None
-    extras = _extras(manifest)
-    others = {*COLUMNS, REENCODED_FROM, *(name for _, name in extras)}
+    extras = extras_of(manifest)
+    added = [name for each in manifest.added for name in each.columns]
+    others = {*COLUMNS, REENCODED_FROM, *added, *(name for _, name in extras)}
     spec = DatasetSpec(
         model=manifest.model,
         threshold=manifest.threshold,
-        scores={n: n for n in table.column_names if n not in others},
+        scores={n: n for n in schema.names if n not in others},
         forms=manifest.forms,
         versions=manifest.versions,
         settings=manifest.settings,
         layout=layout,
         extras=extras,
+        added=tuple(schema.field(name) for name in added),
     )
     pair_stats = PairStats()
     with ShardWriter(folder) as writer:
         writer.open_formats(manifest.shard.id, spec)
-        for row, pair, reason in zip(rows, _pairs(folder, manifest, rows), reasons, strict=True):
+        for row, pair, reason in zip(
+            rows, read_pairs(folder, manifest, rows), reasons, strict=True
+        ):
             if reason is None:
                 pair_stats.count(pair)
                 writer.add(pair, row)
         writer.close_formats()
+        if pair_stats.rows:
+            _keep_vectors(folder, manifest, writer, [reason is None for reason in reasons])
         writer.commit(_without(manifest, pair_stats, lost, gallery))
     return ShardChange(shard=manifest.shard.id, lost=lost, left=pair_stats.rows)
+
+
+def _keep_vectors(
+    folder: Path, manifest: ShardManifest, writer: ShardWriter, kept: Sequence[bool]
+) -> None:
+    """Write the vectors of further models again, those of the kept pairs alone."""
+    for path in filter(further_model, manifest.files):
+        write_matrix(writer.open(path), np.load(folder / path)[np.array(kept)])
 
 
 def _without(
@@ -142,38 +140,3 @@ def _without(
     return replace(
         manifest, files=kept, funnel=stats.as_dict(), gallery=gallery, **pair_stats.of_kept()
     )
-
-
-def _pairs(folder: Path, manifest: ShardManifest, rows: Iterable[Row]) -> Iterator[Judged]:
-    """Yield the pairs of a shard as they were scored, from its files."""
-    images, texts = (_vectors(folder, manifest, form) for form in ("img_emb", "text_emb"))
-    extras = _extras(manifest)
-    for row, data, image, text in zip(rows, _data(folder, manifest), images, texts, strict=False):
-        yield restore_pair(
-            row, data=data, image_embedding=image, text_embedding=text, extras=extras
-        )
-
-
-def _extras(manifest: ShardManifest) -> tuple[ExtraColumn, ...]:
-    rows = parse_rows_url(manifest.shard.url)
-    return rows.extras if rows else ()
-
-
-def _vectors(folder: Path, manifest: ShardManifest, form: str) -> Iterable[Any]:
-    path = folder / part_path(form, manifest.shard.id)
-    return np.load(path, mmap_mode="r") if path.exists() else repeat(np.empty(0, np.float16))
-
-
-def _data(folder: Path, manifest: ShardManifest) -> Iterator[bytes]:
-    """Yield the images of a shard, from whichever of its files has them."""
-    tar, tfrecord = tar_path(manifest), folder / part_path("tfrecords", manifest.shard.id)
-    if tar:
-        with tarfile.open(folder / tar) as file:
-            for member in file:
-                if not member.name.endswith((".json", ".txt")):
-                    yield cast(Any, file.extractfile(member)).read()
-    elif tfrecord.exists():
-        with tfrecord.open("rb") as stream:
-            yield from (cast(bytes, each["image"]) for each in read_tfrecords(stream))
-    else:
-        yield from repeat(b"")

@@ -23,7 +23,7 @@ from cahlib.dataset.file_names import (
     describe_obstacle,
     find_obstacles,
 )
-from cahlib.dataset.layout import FOLDERS, LAYOUT, tar_number
+from cahlib.dataset.layout import dataset_folders, shard_paths, tar_number
 from cahlib.dataset.maintain.verify_shard import ShardCheck, check_file
 from cahlib.dataset.manifest import (
     ShardManifest,
@@ -78,7 +78,8 @@ class _Check:
 
     def __init__(self, place: str | Path, known: Collection[str]) -> None:
         self._place, self._known, self._there = place, known, files_at(place)
-        self._sizes = self._there.sizes(FOLDERS)
+        self._folders = dataset_folders(self._there.folders())
+        self._sizes = self._there.sizes(self._folders)
         self._said: Description | None = None
         self._keys = _Keys()
         self._named = set[str]()  #: files that belong to shards
@@ -129,7 +130,8 @@ class _Check:
     def _shard(self, id: str) -> Iterator[Problem]:
         """Yield what is wrong with a shard that has a manifest."""
         path = manifest_path(id)
-        self._named |= {path, *(form.format(id) for form in LAYOUT.values())}
+        parts = shard_paths(id, self._folders)
+        self._named |= {path} | parts
         try:
             manifest = decode_manifest(self._there.read(path))
             if manifest.shard.id != id:
@@ -157,7 +159,7 @@ class _Check:
         yield from _foreign(manifest, self._said)
         # a killed run may have left some files here of a shard whose files are elsewhere
         own = () if manifest.place else manifest.files
-        self._named -= {form.format(id) for form in LAYOUT.values()} - {*own}
+        self._named -= parts - {*own}
         self._named |= {tar_path(manifest) or path} if own else set()
         shard = ShardCheck(files_at(manifest.place or self._place), manifest)
         sentences = chain(_account(path, manifest), shard.problems())

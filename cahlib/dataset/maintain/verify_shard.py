@@ -11,13 +11,14 @@ import io
 import json
 import re
 import tarfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
 
-from cahlib.dataset.layout import LAYOUT
+from cahlib.dataset.layout import LAYOUT, further_model
 from cahlib.dataset.manifest import ShardManifest, tar_path
 from cahlib.dataset.metadata import read_metadata
 from cahlib.dataset.storage.files import DatasetFiles
@@ -31,6 +32,7 @@ from cahlib.dataset.write.columns import (
     sample_id,
 )
 from cahlib.dataset.write.tfrecord import DamagedRecord, read_tfrecords
+from cahlib.model.score_names import similarity_column
 
 #: Tolerance of the cosine of two float16 vectors; 0.0003 is the largest difference seen.
 _ROUNDING = 0.01
@@ -55,7 +57,8 @@ class ShardCheck:
     def __init__(self, data: DatasetFiles, manifest: ShardManifest) -> None:
         self._data, self._manifest = data, manifest
         self._rows: list[Row] | None = None
-        self._vectors: list[np.ndarray[Any, Any]] = []
+        #: by model, "" for the dataset's own
+        self._vectors: dict[str, list[np.ndarray[Any, Any]]] = defaultdict(list)
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong."""
@@ -73,7 +76,11 @@ class ShardCheck:
                 path = tar_path(self._manifest) or path
             if stored := self._manifest.files.get(path):
                 yield from check_file(self._data, path, stored=stored, reader=reader)
-        yield from self._cosines()
+        for path in filter(further_model, self._manifest.files):
+            stored = self._manifest.files[path]
+            yield from check_file(self._data, path, stored=stored, reader=self._matrix)
+        for model in self._vectors:
+            yield from self._cosines(model)
 
     def uids(self) -> list[str]:
         """Return the keys of its pairs, after `problems`."""
@@ -130,7 +137,7 @@ class ShardCheck:
         shape = int(header[1]), int(header[2])
         vectors = np.frombuffer(data, np.float16, offset=header.end()).reshape(shape)
         yield from _numbers(path, len(vectors), wanted=self._manifest.rows)
-        self._vectors.append(vectors)
+        self._vectors[further_model(path) or ""].append(vectors)
 
     def _evidence(self, path: str, file: BinaryIO) -> Iterator[str]:
         lines = [json.loads(line) for line in file.read().splitlines()]
@@ -138,17 +145,24 @@ class ShardCheck:
             path, len(lines), wanted=self._manifest.optouts + self._manifest.overruled
         )
 
-    def _cosines(self) -> Iterator[str]:
-        """Yield the first row whose embeddings do not give its similarity."""
-        if self._rows is None or [len(v) for v in self._vectors] != [len(self._rows)] * 2:
+    def _cosines(self, model: str) -> Iterator[str]:
+        """Yield the first row whose embeddings do not give its similarity by a model."""
+        both = self._vectors[model]
+        if self._rows is None or [len(v) for v in both] != [len(self._rows)] * 2:
             return
-        images, texts = (vectors.astype(np.float32) for vectors in self._vectors)
-        wanted = np.array([row["similarity"] for row in self._rows], np.float32)
-        away = ~(np.abs((images * texts).sum(axis=1) - wanted) <= _ROUNDING)
+        images, texts = (vectors.astype(np.float32) for vectors in both)
+        column = similarity_column(model) if model else "similarity"
+        # a further model may be unable to read an image, and has zeros and no similarity then
+        zeros = bool(model) & ~images.any(axis=1)
+        wanted = np.array([row.get(column) for row in self._rows], np.float32)
+        away = ~(np.abs((images * texts).sum(axis=1) - wanted) <= _ROUNDING) & ~(
+            zeros & np.isnan(wanted)
+        )
         if away.any():
+            of = f"by {model} " if model else ""
             yield (
-                f"{self._manifest.shard.id}: the embeddings of row {away.argmax()} do not give its "
-                "similarity."
+                f"{self._manifest.shard.id}: the embeddings {of}of row {away.argmax()} do not give "
+                "its similarity."
             )
 
     def _compared(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -120,6 +121,20 @@ class DatasetFiles:
         for folder in folders:
             found |= self._listed(self.path(folder))
         return {path[len(self.root) + 1 :]: size for path, size in found.items()}
+
+    def folders(self) -> list[str]:
+        """Return the names of the folders in the root; none if there is no root."""
+        with self.reading(""):
+            try:
+                if self.folder:
+                    with os.scandir(self.folder) as entries:
+                        return [each.name for each in entries if each.is_dir()]
+                self.fs.invalidate_cache()
+                entries = self.fs.ls(self.root, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        found = (each["name"].rstrip("/") for each in entries if each["type"] == "directory")
+        return [path.rpartition("/")[2] for path in found if path != self.root]
 
     def names(self, folder: str) -> list[str]:
         """Return all files in a folder, sorted; none if there is no such folder."""

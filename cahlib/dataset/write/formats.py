@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tarfile
+from collections.abc import Collection
 from io import BytesIO
 from typing import Any, Protocol
 
@@ -37,11 +38,14 @@ class FormatWriter(Protocol):
 class WebDatasetWriter:
     """A WebDataset tar: ``<uid>.<format>``, ``<uid>.json`` and ``<uid>.txt`` per pair."""
 
-    def __init__(self, file: HashedFile) -> None:
-        self._file = file
+    def __init__(self, file: HashedFile, *, without: Collection[str] = ()) -> None:
+        """``without`` are columns that its samples do not have."""
+        self._file, self._without = file, frozenset(without)
 
     def add(self, pair: Judged, row: Row) -> None:
         image = pair.image
+        if self._without:
+            row = {name: value for name, value in row.items() if name not in self._without}
         self._member(f"{row['uid']}.{image.format}", image.data)
         self._member(f"{row['uid']}.json", canonical_json(fill_nulls(row)))
         self._member(f"{row['uid']}.txt", row["TEXT"].encode())
@@ -83,6 +87,21 @@ class ParquetWriter:
     def _flush(self) -> None:
         self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
         self._rows.clear()
+
+
+def write_parquet(file: HashedFile, table: pa.Table) -> None:
+    """Write a table as `ParquetWriter` writes its rows."""
+    buffer = BytesIO()
+    with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
+        writer.write_table(table, row_group_size=_ROWS)
+    file.write(buffer.getvalue())
+
+
+def write_matrix(file: HashedFile, matrix: np.ndarray[Any, Any]) -> None:
+    """Write vectors as `MatrixWriter` writes those of pairs: (pairs, width of the model)."""
+    header = {"descr": "<f2", "fortran_order": False, "shape": matrix.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.write(matrix.astype("<f2").tobytes())
 
 
 class MatrixWriter:

@@ -29,15 +29,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from cahlib.core.atomic import TEMPORARY_SUFFIX
 from cahlib.core.errors import disk_errors
 from cahlib.core.records import DropReason, Judged, OptOut, Parcel, Stage, Stats
 from cahlib.core.table_rows import ExtraColumn, parse_rows_url
 from cahlib.dataset.layout import (
     CURRENT_LAYOUT,
-    FOLDERS,
     MANIFESTS,
     ONE_EXTENSION,
+    dataset_folders,
     has_images,
     part_path,
 )
@@ -84,6 +86,7 @@ class DatasetSpec:
     settings: str = ""  #: the digest of the settings that make it
     layout: int = CURRENT_LAYOUT
     extras: tuple[ExtraColumn, ...] = ()  #: columns that a table's rows carry along
+    added: tuple[pa.Field, ...] = ()  #: columns that the metadata alone have
 
 
 def write_shard(
@@ -129,7 +132,7 @@ def recover_interrupted(folder: Path) -> None:
                         (folder / name).unlink(missing_ok=True)
                 elif _is_complete(folder, fresh, before):
                     _replace(folder, fresh, before)
-        for each in FOLDERS:
+        for each in dataset_folders(files_at(folder).folders()):
             for path in (folder / each).glob(f".*{TEMPORARY_SUFFIX}"):
                 path.unlink()
 
@@ -218,9 +221,11 @@ class ShardWriter:
         columns = arrow_schema(
             [*spec.scores.values()], extras=spec.extras, reencoded=reencoded, layout=spec.layout
         )
+        columns = pa.schema([*columns, *spec.added])
         self._formats.append(ParquetWriter(open("metadata"), columns))
         if has_images(spec.forms):
-            self._formats.append(WebDatasetWriter(open("images")))
+            without = [each.name for each in spec.added]
+            self._formats.append(WebDatasetWriter(open("images"), without=without))
         if "embeddings" in spec.forms:
             self._formats.append(MatrixWriter(open("img_emb"), "image_embedding"))
             self._formats.append(MatrixWriter(open("text_emb"), "text_embedding"))
