@@ -65,7 +65,7 @@ def _purge(chosen: argparse.Namespace) -> int:
     )  # fmt: skip
     if not (lists.hashes or lists.looks or lists.urls or lists.uids):
         raise MissingSetting("purge: give a list with --hashes, --looks, --urls or --uids.")
-    print(_removed(*_applied(purge(_folder(chosen.dataset), lists))))
+    print(_removed(*_applied(purge(dataset_folder(chosen.dataset), lists))))
     return 0
 
 
@@ -76,7 +76,7 @@ def _dedup(chosen: argparse.Namespace) -> int:
     from cahlib.dataset.manifest import require_dataset
     from cahlib.dataset.write.shard_writer import recover_interrupted
 
-    folder = _folder(chosen.dataset)
+    folder = dataset_folder(chosen.dataset)
     if chosen.apply:
         require_dataset(folder)  # before anything is made in a folder that is somebody else's
         require_writable(folder)
@@ -107,7 +107,8 @@ def _dedup(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _folder(dataset: str) -> Path:
+def dataset_folder(dataset: str) -> Path:
+    """Return the folder of a dataset; raise ConfigError if it is not on this machine."""
     if not Path(dataset).is_dir():
         raise ConfigError(
             f"{dataset} is not a folder on this machine; check the path, or download the dataset "

@@ -22,6 +22,7 @@ from cahlib.commands import (
     check_dataset,
     completion,
     guide,
+    score,
     swarm,
     tracker,
     worker,
@@ -182,6 +183,7 @@ def _parser() -> Parser:
     blocklist.add(commands)
     check_dataset.add(commands)
     change_dataset.add(commands)
+    score.add(commands)
     guide.add(commands)
     completion.add(commands, parser)
     for _, each in parser.commands():

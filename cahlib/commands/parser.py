@@ -51,6 +51,17 @@ class Parser(argparse.ArgumentParser):
             )
             if command not in each.option.first.split():
                 self._advanced.append(action)
+        self._add_former_names()
+
+    def add_chosen_settings(self, *names: str) -> None:
+        """Add some of the settings of a run, those of these names."""
+        for each in settings():
+            if each.name in names:
+                self.add_argument(
+                    each.flag, dest=each.name, default=argparse.SUPPRESS, **_explained(each)
+                )
+
+    def _add_former_names(self) -> None:
         for name in FORMER_NAMES:
             flag = f"--{name.replace('_', '-')}"
             self.add_argument(flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)

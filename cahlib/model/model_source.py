@@ -10,9 +10,11 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
-from cahlib.core.config import Judge
+from cahlib.core.config import Judge, settings
 from cahlib.core.errors import ConfigError
+from cahlib.core.fingerprint import portable_value, settings_digest
 from cahlib.core.path_map import expand_home
+from cahlib.core.settings import Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,20 @@ def find_source(judge: Judge) -> ModelSource:
     if pretrained:
         raise ConfigError(f"pretrained: the folder {name} brings its own weights; leave it empty.")
     return _local(folder)
+
+
+def model_digest(model: str, pretrained: str) -> str:
+    """Return what identifies a model and its weights, files by their content."""
+    values = {"model": model, "pretrained": pretrained}
+    known = model_settings()
+    return settings_digest(
+        known, {each.name: portable_value(each, values[each.name]) for each in known}
+    )
+
+
+def model_settings() -> list[Setting]:
+    """Return the settings that identify a model and its weights."""
+    return [each for each in settings() if each.name in ("model", "pretrained")]
 
 
 def require_known_model(source: ModelSource) -> None:

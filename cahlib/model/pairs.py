@@ -34,7 +34,8 @@ _R = TypeVar("_R")
 _BATCH_BYTES = 128 * 2**20
 
 _Prepared: TypeAlias = tuple[Image, PixelArray]
-_Embedded: TypeAlias = "tuple[list[_Prepared], tuple[Vectors, Vectors]]"
+#: A batch of prepared images, with the embeddings of the images and of their texts.
+EmbeddedBatch: TypeAlias = "tuple[list[_Prepared], tuple[Vectors, Vectors]]"
 
 
 def score_pairs(
@@ -52,7 +53,7 @@ def score_pairs(
     RunError if a device's memory is too small for the model.
     """
     *_, threshold = judge.chosen()
-    for batch, (of_images, of_texts) in _embedded(images, clip, judge.batch, stats):
+    for batch, (of_images, of_texts) in embed_pairs(images, clip, judge.batch, stats):
         similarities = (of_images * of_texts).sum(axis=1).tolist()
         verdicts = safety.judge(of_images, [image.candidate.text for image, _ in batch])
         stored = of_images.astype("float16"), of_texts.astype("float16")
@@ -93,8 +94,10 @@ def _named(scored: Mapping[Head, float]) -> dict[str, float]:
     return {head.score: score for head, score in scored.items()}
 
 
-def _embedded(images: Iterable[Image], clip: Clip, size: int, stats: Stats) -> Iterator[_Embedded]:
-    """Yield batches with their embeddings, while the next ones are decoded."""
+def embed_pairs(
+    images: Iterable[Image], clip: Clip, size: int, stats: Stats
+) -> Iterator[EmbeddedBatch]:
+    """Yield batches of the decodable images with their embeddings, while the next are decoded."""
     size = min(size, clip.batch)
     least = _BATCH_BYTES // size  # an image's least weight, so that `size` of them fill a batch
 

@@ -6,13 +6,13 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence, Set
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cahlib.core import status
 from cahlib.core.config import Job
-from cahlib.core.errors import RunError, disk_errors
+from cahlib.core.errors import ConfigError, RunError, disk_errors
 from cahlib.core.lists import FILE_HASH, MD5, URL, DigestSet, HashSet, md5_digest, read_entries
 from cahlib.core.lock import lock_dataset
 from cahlib.core.records import DropReason
@@ -77,6 +77,18 @@ def purge(folder: Path, lists: PurgeLists) -> Iterator[ShardChange]:
 
 def apply_changes(folder: Path, what: str, why: RemovalRule) -> Iterator[ShardChange]:
     """Rewrite a dataset, and update the log of changes, the report and the card."""
+    with change_dataset(folder):
+        for change in rewrite_shards(folder, why):
+            _note(folder, what, change)
+            yield change
+
+
+@contextmanager
+def change_dataset(folder: Path) -> Iterator[None]:
+    """Hold the lock of a finished dataset, and at the end update its pages and what is at its URL.
+
+    Raise ConfigError if it is no dataset or in use, RunError if the URL cannot be reached.
+    """
     require_dataset(folder)  # before anything is written to a folder that is not a dataset
     require_writable(folder)
     with lock_dataset(folder):
@@ -84,14 +96,14 @@ def apply_changes(folder: Path, what: str, why: RemovalRule) -> Iterator[ShardCh
         (folder / "run" / status.STATUS_FILE).unlink(
             missing_ok=True
         )  # a killed run left thumbnails in it
-        changes = rewrite_shards(folder, why)
-        try:
-            for change in changes:
-                _note(folder, what, change)
-                yield change
-        finally:  # even if nothing changed: an earlier launch may have been killed before this
-            values = job.values() if job else {}
-            write_pages(folder, values)
+        with ExitStack() as last:
+            # even if nothing changed: an earlier launch may have been killed before this
+            last.callback(write_pages, folder, job.values() if job else {})
+            try:
+                yield
+            except ConfigError:  # nothing was begun
+                last.pop_all()
+                raise
         if job and job.output.url:
             _bring(folder, job.output.url)
 

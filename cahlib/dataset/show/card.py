@@ -54,6 +54,9 @@ def _parts(found: Summary, name: str, job_values: Mapping[str, Any]) -> Iterator
         f"{plural(found.pairs, 'image–text pair')} from {plural(found.shards, 'shard')} of "
         f"{found.source}, found by cahlib. {kept} [report.html](report.html) has the charts.\n"
     )
+    if found.added:
+        also = (f"`{name}` by {_cell(model)}" for name, model in found.added.items())
+        yield f"Columns of the metadata that the samples in images/ lack: {', '.join(also)}.\n"
     yield "## Numbers\n"
     yield "".join(f"{_cell(each)}\n" for each in found.warnings())
     yield _table(("step", "number"), [(step, f"{n:,}") for step, n in found.funnel()])

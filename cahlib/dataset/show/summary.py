@@ -59,6 +59,7 @@ class Summary:
     cut: Mapping[str, int] = field(default_factory=dict)
     tars: Mapping[str, int] = field(default_factory=dict)  #: samples by name
     scores: tuple[str, ...] = ()  #: the columns of scores
+    added: Mapping[str, str] = field(default_factory=dict)  #: columns added later, and who scored
     source: str = "Common Crawl"  #: what was read, for people
     extras: tuple[ExtraColumn, ...] = ()  #: columns that a table's rows carry along
     #: kept pairs by label and by the second classifier's band
@@ -108,6 +109,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
     work: list[ShardTimes] = []
     models, forms, versions = dict[tuple[str, float], None](), dict[str, None](), dict[str, str]()
     cut, sizes, scores = dict[str, int](), dict[str, int](), dict[str, None]()
+    added = dict[str, str]()
     extras, sources = dict[ExtraColumn, None](), dict[str, None]()
     size = optouts = overruled = 0
     similarity = 0.0
@@ -131,6 +133,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
         similarity += each.similarity * each.rows
         sizes |= tar_size(each)
         scores |= dict.fromkeys(each.scores)
+        added |= {name: more.model for more in each.added for name in more.columns}
         rows = parse_rows_url(each.shard.url)
         sources["tables of links" if rows else "Common Crawl"] = None
         extras |= dict.fromkeys(rows.extras if rows else ())
@@ -154,6 +157,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
         cut=cut,
         tars=sizes,
         scores=tuple(scores),
+        added=added,
         extras=tuple(extras),
         source=" and ".join(sources) or "Common Crawl",
     )
@@ -170,6 +174,7 @@ def summary_lines(place: str | Path) -> Iterator[str]:
         yield f"  scored by {model}, kept from {threshold:g} on, mean {found.similarity:.3f}"
     if not found.models:
         yield "  judged by no model"
+    yield from (f"  also scored by {model}: {name}" for name, model in found.added.items())
     yield f"  besides metadata: {', '.join(found.forms) or 'nothing'}"
     yield from (f"  {each}" for each in found.warnings())
     yield f"  opt-outs, with evidence: {found.optouts:,}"
