@@ -305,7 +305,6 @@ def test_a_damaged_manifest_is_one_sentence(folder, model):
     [
         (["score", "nowhere", "--preset", "quality"], "cah: nowhere is not a folder on this"),
         (["score", "DATASET"], "cah: score: name a model with --preset or --model."),
-        (["score", "DATASET", "--preset", "best"], "cah: preset"),
         (["score", "DATASET", "--model", "ViT-B-33"], "cah: model: 'ViT-B-33' is neither"),
         (["score", "DATASET", "--pretrained", "openai"], "cah: score: name a model"),
         (["score", "EMPTY", "--preset", "quality"], "cah: EMPTY holds no dataset"),
