@@ -65,7 +65,8 @@ def describe_continued(job: Job) -> Description:
 def layout_of(place: str | Path) -> int | None:
     """Return the layout of the dataset at a place, or None if it has no shard.
 
-    Without a description a manifest reveals it: only in layout 1 had columns blanks.
+    Without a description, as after a kill between the first manifest and that, a manifest knows it;
+    in those of an older cahlib the columns of scores tell: only in layout 1 had they blanks.
     """
     try:
         if (said := read_description(place)) and said.committed:
@@ -75,7 +76,8 @@ def layout_of(place: str | Path) -> int | None:
     first = next(read_manifests(place, damaged="skip"), None)
     if first is None:
         return None
-    return CURRENT_LAYOUT if first.scores and not any(" " in each for each in first.scores) else 1
+    is_second = first.scores and not any(" " in each for each in first.scores)
+    return first.layout or (2 if is_second else 1)
 
 
 def read_description(place: str | Path) -> Description | None:

@@ -90,6 +90,7 @@ class ShardManifest:
     opinions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     scores: tuple[str, ...] = ()  #: the columns of its scores; empty if by an older cahlib
     added: tuple[AddedScores, ...] = ()  #: by further models, heads and prompts
+    layout: int = 0  #: the dataset's (`Description.layout`); 0 if by an older cahlib
 
     @property
     def stats(self) -> Stats:

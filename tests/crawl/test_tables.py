@@ -97,29 +97,12 @@ def test_a_table_is_read_over_http_and_by_globs(tmp_path):
     assert [each.id for each in shards[0]] == [each.id for each in shards[1]]
 
 
-LAION = {
-    "SAMPLE_ID": lambda n: n * 10**12, "HEIGHT": lambda n: 100, "WIDTH": lambda n: 100 + n,
-    "LICENSE": lambda n: "?", "NSFW": lambda n: None if n % 5 == 0 else "UNLIKELY",
-    "similarity": lambda n: 0.3 + n / 100,
-}  # fmt: skip
-
-
 def test_the_tables_of_the_field_are_read_without_options(tmp_path):
-    laion = tables.rows(20, url="URL", text="TEXT", **LAION)
-    datacomp = tables.rows(
-        20, uid=lambda n: f"{n:032x}", face_bboxes=lambda n: [[0.1, 0.2, 0.3, 0.4]] * (n % 3),
-        sha256=lambda n: f"{n:064x}", original_width=lambda n: n,
-    )  # fmt: skip
-    for name, made in (("laion", laion), ("datacomp", datacomp)):
-        tables.write(tmp_path / f"{name}.parquet", made)
-    cc12m = "".join(f"{row['url']}\t{row['text']}\n" for row in tables.rows(20))
-    (tmp_path / "cc12m.tsv").write_text(cc12m)
+    paths = tables.of_the_field(tmp_path, 20)
     captions_first = "".join(f"{row['text']}\t{row['url']}\n" for row in tables.rows(20))
     (tmp_path / "cc3m.tsv").write_text(captions_first)
-    found = [
-        read(Crawl(links=(str(tmp_path / name),)), tmp_path)[0]
-        for name in ("laion.parquet", "datacomp.parquet", "cc12m.tsv", "cc3m.tsv")
-    ]
+    paths.append(tmp_path / "cc3m.tsv")
+    found = [read(Crawl(links=(str(path),)), tmp_path)[0] for path in paths]
     assert len(found[0]) == 20 and all(each == found[0] for each in found)
     boxes, _ = read(
         Crawl(links=(str(tmp_path / "datacomp.parquet"),), extra_columns=("face_bboxes",)), tmp_path

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from cahlib.core.config import Crawl
+from cahlib.core.config import Crawl, replace_settings
 from cahlib.core.errors import RunError, ShardError
 from cahlib.core.progress import SwarmStatus
 from cahlib.core.records import Stats
@@ -25,6 +27,7 @@ from cahlib.engine import local, wire
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import remote_engine
 from cahlib.parcel import parcel as parcels
+from cahlib.run.pipeline import run
 from cahlib.run.scrape import scrape
 from cahlib.run.scrapers import _Supplied
 from cahlib.swarm import install, status
@@ -33,7 +36,7 @@ from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.provider import Server
 from cahlib.swarm.ssh import Login, ssh_session
-from tests.world import awake, hosts, jobs, tables
+from tests.world import awake, hosts, jobs, small, tables
 
 needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
 
@@ -56,6 +59,13 @@ class Swarm:
 
     def host(self, name):
         return self.machines.all[name]
+
+    @contextmanager
+    def scraping(self, job, *, stop, swarm_status):
+        """For `cahlib.run.pipeline.run`: scrape on the nodes."""
+        with remote_engine(self.reach(), job.output.folder / "run" / "parcels") as cluster:
+            assert not cluster.await_nodes(["alpha", "beta"], timeout=jobs.LIMIT)
+            yield _Supplied(cluster), cluster.folder
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +125,24 @@ def test_a_scrape_over_the_swarm_equals_one_on_this_machine(swarm, scrapers, tmp
         assert far[shard.id].stats.as_dict() == near[shard.id].stats.as_dict()
     for host in swarm.machines.all.values():
         assert not list((host.home / "parcels").iterdir())
+
+
+@needs_hosts
+def test_tables_of_the_field_give_the_same_dataset_over_the_swarm(swarm, tmp_path):
+    with small.Pictures(host=swarm.machines.address) as web:
+        settings = {
+            "crawl": "", "shard_links": 20, "no_judge": True, "model": "", "threshold": None,
+            "safety": "",
+        }  # fmt: skip
+        for path in tables.of_the_field(tmp_path, 30):
+            found = []
+            for name, scraping in (("near", small.scraping), ("far", swarm.scraping)):
+                job = small.job("", tmp_path / path.stem / name, web)
+                job = replace_settings(job, links=(str(path),), **settings)
+                assert run(job, scraping=scraping).shards.done == 2
+                found.append(pq.read_table(job.output.folder / "metadata").to_pylist())
+            near, far = (sorted(rows, key=lambda row: row["URL"]) for rows in found)
+            assert near == far and len(far) == 30
 
 
 def captioned(job, shards):
@@ -218,6 +246,7 @@ def test_a_cut_of_the_network_is_survived_by_the_running_job(swarm, tmp_path):
 _DRIVER = """
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.swarm.keys import SwarmKeys

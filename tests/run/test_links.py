@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 import tarfile
+from contextlib import contextmanager
 
 import pyarrow.parquet as pq
 import pytest
 
 from cahlib import demo
+from cahlib.commands import cli
 from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError
 from cahlib.core.records import Stage
@@ -16,9 +18,15 @@ from cahlib.dataset.maintain.purge import PurgeLists, purge
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifests
 from cahlib.dataset.show.summary import summary_lines
+from cahlib.demo.web import Answer, Web
 from cahlib.run.pipeline import run
+from cahlib.tracker.app import create_app
+from cahlib.tracker.models import TrackerRules
+from cahlib.tracker.request_limits import RequestLimits
+from cahlib.tracker.service import TrackerSettings
 from tests.world import small, tables
-from tests.world.crashes import before_each_renaming
+from tests.world.crashes import at_random
+from tests.world.trackers import serving
 
 NO_JUDGE = {"no_judge": True, "model": "", "threshold": None, "safety": ""}
 
@@ -35,32 +43,65 @@ def metadata(folder, *columns):
     return {row["URL"]: tuple(row[name] for name in ("uid", "TEXT", *columns)) for row in table}
 
 
+def content(folder):
+    """All metadata of a dataset by links, and what became of each shard's rows."""
+    told = {each.shard.id: each.funnel for each in read_manifests(folder)}
+    rows = pq.read_table(folder / "metadata").to_pylist()
+    return {row["URL"]: row for row in rows}, told
+
+
 @pytest.fixture
 def web():
     with small.Pictures() as web:
         yield web
 
 
-LAION = {"NSFW": lambda n: "UNLIKELY", "similarity": lambda n: n / 100}
-DATACOMP = {"uid": lambda n: f"{n:032x}", "original_width": int}
+#: Columns that say how a pair was judged.
+JUDGED = {"similarity", "NSFW", "nsfw_score", "model", "row"}
 
 
-def test_tables_of_the_field_give_the_same_dataset(web, tmp_path):
-    tables.write(tmp_path / "laion.parquet", tables.rows(25, url="URL", text="TEXT", **LAION))
-    tables.write(tmp_path / "datacomp.parquet", tables.rows(25, **DATACOMP))
-    cc12m = "".join(f"{row['url']}\t{row['text']}\n" for row in tables.rows(25))
-    (tmp_path / "cc12m.tsv").write_text(cc12m)
-    found = []
-    for name in ("laion.parquet", "datacomp.parquet", "cc12m.tsv"):
-        folder = tmp_path / name.partition(".")[0]
-        outcome = run(job(web, folder, tmp_path / name), scraping=small.scraping)
+def test_tables_of_the_field_give_the_same_dataset_here_and_through_a_tracker(web, tmp_path):
+    paths, found = tables.of_the_field(tmp_path, 25, apart=True), {}
+    for path in paths:
+        outcome = run(job(web, folder := tmp_path / path.stem, path), scraping=small.scraping)
         assert (outcome.shards.done, outcome.shards.failed) == (3, 0)
         assert outcome.stats.entered[Stage.READ] == 25
         assert list(verify(folder)) == []
-        found.append(metadata(folder, "source"))
-        pages = {row["page"] for row in pq.read_table(folder / "metadata").to_pylist()}
-        assert pages == {f"{name}#row={number}" for number in range(1, 26)}
-    assert len(found[0]) == 25 and found[0] == found[1] == found[2]
+        rows, _ = content(folder)
+        pages = {row["page"].partition("#")[2] for row in rows.values()}
+        assert pages == {f"row={number}" for number in range(1, 26)}
+        found |= rows
+    captions = {url: row["TEXT"] for url, row in found.items()}
+    assert captions == {row["url"]: row["text"] for row in tables.rows(75)}
+    files = {f"/{path.name}": Answer(body=path.read_bytes()) for path in paths}
+    with Web(files) as there, tracker(tmp_path, f"http://{there.address}", paths) as url:
+        place = {"tracker": url, "nickname": "ann", "links": ()}
+        judged = {"model": str(demo.MODEL), "threshold": -1, "safety": str(demo.SAFETY)}
+        run(job(web, tmp_path / "ann", no_judge=False, **judged | place), scraping=small.scraping)
+    assert list(verify(tmp_path / "ann")) == []
+    assert plain(content(tmp_path / "ann")[0]) == plain(found)
+
+
+@contextmanager
+def tracker(folder, place, paths):
+    """A tracker to which tables at a URL have been added, as `cah tracker add` does."""
+    url = f"sqlite:///{folder / 'tracker.sqlite'}"
+    for path in paths:
+        line = ["tracker", "add", "--database", url, "--shard-links", "10", "--links"]
+        assert cli.main([*line, f"{place}/{path.name}"]) == 0
+    limits = RequestLimits(address=0, worker=0, newcomers=0)
+    app = create_app(TrackerSettings(database=url, rules=TrackerRules(), limits=limits))
+    with serving(app) as address:
+        yield address
+
+
+def plain(rows):
+    """Rows without how they were judged, and without where the table was."""
+    return {
+        url: {name: row[name] for name in row if name not in JUDGED and name[:5] != "clip_"}
+        | {"page": row["page"].rpartition("/")[2]}
+        for url, row in rows.items()
+    }
 
 
 def test_columns_are_carried_along_into_every_form_and_stay(web, tmp_path):
@@ -96,8 +137,9 @@ def test_a_run_of_tables_goes_on_and_refuses_what_changed(web, tmp_path):
     first = run(job(web, folder, path, shards=1), scraping=small.scraping)
     assert first.shards.done == 1
     (folder / "run" / "links" / "t-0-0.jsonl").write_text("of a launch that was killed")
+    (folder / "dataset.json").unlink()  # one that was killed before it wrote it
     run(job(web, folder, path), scraping=small.scraping)
-    assert metadata(folder) == metadata(whole)
+    assert content(folder) == content(whole)
     assert not list((folder / "run" / "links").iterdir())
     tables.write(path, tables.rows(31))
     with pytest.raises(ConfigError, match="t.csv.gz has changed since this dataset was begun"):
@@ -137,26 +179,24 @@ def test_links_alone_are_downloaded_without_a_model_and_without_torch(web, tmp_p
 
 
 def test_a_run_that_is_killed_anywhere_ends_with_the_same_dataset(web, tmp_path):
+    """By SIGKILL, at ten random steps; each run goes on from what the killed one left."""
     path = tables.write(tmp_path / "t.csv.gz", tables.rows(6, tag=str))
-    folders = [tmp_path / f"killed{number}" for number in range(3)]
-    whole = tmp_path / "whole"
+    whole, *folders = (tmp_path / f"set{number}" for number in range(11))
     for folder in (whole, *folders):
         folder.mkdir()
         wanted = job(web, folder, path, shard_links=3, extra_columns=("tag",))
         wanted.store(folder.with_suffix(".json"))
-    run(Job.stored(whole.with_suffix(".json")), scraping=small.scraping)
     imports = (
+        "import pandas, pyarrow.compute\n"  # each fork would import them for itself
         "from cahlib.core.config import Job\nfrom cahlib.run.pipeline import run\n"
         "from tests.world import small"
     )
     work = "run(Job.stored(folder.with_suffix('.json')), scraping=small.scraping)"
-    assert before_each_renaming(imports, work, folders, stride=10) == ["9"] * len(folders)
+    assert at_random(imports, work, (whole, *folders)) == ["0"] + ["-9"] * len(folders)
     for folder in folders:
         outcome = run(Job.stored(folder.with_suffix(".json")), scraping=small.scraping)
         assert outcome.shards.done == 2 and list(verify(folder)) == []
-        assert metadata(folder, "tag", "page") == metadata(whole, "tag", "page")
-        told = [[each.funnel for each in read_manifests(place)] for place in (folder, whole)]
-        assert told[0] == told[1]
+        assert content(folder) == content(whole)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,12 @@ from cahlib.dataset.description import (
     describe_continued,
 )
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.manifest import read_manifests
+from cahlib.dataset.manifest import (
+    encode_manifest,
+    manifest_path,
+    read_manifest,
+    read_manifests,
+)
 from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.storage.upload import upload_shards
 from cahlib.ledger.local import LocalLedger
@@ -102,7 +107,7 @@ def test_what_is_not_whole_at_the_url_is_left_and_told_of(job, lost, tmp_path, l
     ledger.close()
 
 
-@pytest.mark.parametrize("described", ["yes", "no", "damaged"])
+@pytest.mark.parametrize("described", ["yes", "no", "damaged", "never"])
 @pytest.mark.parametrize("layout", [1, 2])
 @pytest.mark.parametrize("place", ["folder", "url"])
 def test_a_dataset_keeps_the_names_of_its_columns(tmp_path, monkeypatch, place, layout, described):
@@ -113,13 +118,17 @@ def test_a_dataset_keeps_the_names_of_its_columns(tmp_path, monkeypatch, place, 
     assert describe_continued(job).layout == 2
     scores = score_columns("ViT-tiny/none", ("similarity", "age minor"), layout=layout)
     made = tmp_path / "made"
-    world.write(made, spec=dataclasses.replace(world.SPEC, scores=scores))
+    world.write(made, spec=dataclasses.replace(world.SPEC, scores=scores, layout=layout))
     commit_shards(made, Description(layout=layout), ["s-0"])
     shutil.copytree(made, tmp_path / "there" if place == "url" else folder, dirs_exist_ok=True)
     if described == "no":
         files_at(at).remove(DESCRIPTION_FILE)
     elif described == "damaged":
         files_at(at).write(DESCRIPTION_FILE, b"{")
+    elif described == "never":  # nor in the manifest, as an older cahlib wrote it
+        files_at(at).remove(DESCRIPTION_FILE)
+        older = dataclasses.replace(read_manifest(at, "s-0"), layout=0)
+        files_at(at).write(manifest_path("s-0"), encode_manifest(older))
     assert describe_continued(job).layout == layout
     assert list(verify(made)) == []
 

@@ -20,7 +20,9 @@ from tests.world.small import CAPTION
 Rows = Sequence[Mapping[str, Any]]
 
 
-def rows(count: int, *, url: str = "url", text: str = "text", **more: Any) -> list[dict[str, Any]]:
+def rows(
+    count: int, *, first: int = 0, url: str = "url", text: str = "text", **more: Any
+) -> list[dict[str, Any]]:
     """Rows with a link and a caption each; ``more`` are columns by what makes a number a cell."""
     return [
         {
@@ -28,7 +30,7 @@ def rows(count: int, *, url: str = "url", text: str = "text", **more: Any) -> li
             text: CAPTION.format(f'"{number}", in a table,'),
             **{name: cell(number) for name, cell in more.items()},
         }
-        for number in range(count)
+        for number in range(first, first + count)
     ]
 
 
@@ -87,3 +89,32 @@ def write(path: Path, table: Rows) -> Path:
     """Write rows in the format that a name ends with."""
     path.write_bytes(FORMATS[path.name.partition(".")[2]](table))
     return path
+
+
+#: Columns of LAION's and DataComp's tables beside links and captions.
+LAION = {
+    "SAMPLE_ID": lambda n: n * 10**12, "HEIGHT": lambda n: 100, "WIDTH": lambda n: 100 + n,
+    "LICENSE": lambda n: "?", "NSFW": lambda n: None if n % 5 == 0 else "UNLIKELY",
+    "similarity": lambda n: 0.3 + n / 100,
+}  # fmt: skip
+DATACOMP = {
+    "uid": lambda n: f"{n:032x}", "original_width": int, "sha256": lambda n: f"{n:064x}",
+    "face_bboxes": lambda n: [[0.1, 0.2, 0.3, 0.4]] * (n % 3),
+}  # fmt: skip
+
+
+def of_the_field(folder: Path, count: int, *, apart: bool = False) -> list[Path]:
+    """Tables as LAION, DataComp and CC12M publish them, with ``count`` rows each.
+
+    Their rows are the same but for the columns, or, ``apart``, all different.
+    """
+    step = count if apart else 0
+    laion = rows(count, url="URL", text="TEXT", **LAION)
+    datacomp = rows(count, first=step, **DATACOMP)
+    cc12m = rows(count, first=2 * step)
+    (folder / "cc12m.tsv").write_text("".join(f"{row['url']}\t{row['text']}\n" for row in cc12m))
+    return [
+        write(folder / "laion.parquet", laion),
+        write(folder / "datacomp.parquet", datacomp),
+        folder / "cc12m.tsv",
+    ]

@@ -369,5 +369,6 @@ def _manifest(
         cut=parcel.cut,
         settings=spec.settings,
         scores=tuple(spec.scores.values()),
+        layout=spec.layout,
         **pair_stats.of_kept(),
     )
