@@ -151,6 +151,7 @@ setup(
             "**/*.json",
             "**/*.html",
             "guide/*.md",
+            "browse/site/*",
             "**/*.css",
             "**/*.gz",
             "**/*.safetensors",

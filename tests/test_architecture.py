@@ -15,10 +15,11 @@ MAY_IMPORT = {
     "core": set(),
     "crawl": {"fetch"}, "fetch": {"image"}, "image": set(), "parcel": set(),
     "model": {"image"}, "dataset": {"fetch", "image", "model"},
+    "browse": {"image", "model", "dataset"},
     "engine": set(), "swarm": {"engine"}, "ledger": set(), "tracker": {"ledger"},
     "demo": set(), "guide": set(),
 }  # fmt: skip
-MAY_IMPORT["run"] = MAY_IMPORT.keys() - {"core", "tracker", "demo", "guide"}
+MAY_IMPORT["run"] = MAY_IMPORT.keys() - {"core", "tracker", "browse", "demo", "guide"}
 DOORS = {"commands", "kaggle", "notebook"}
 
 #: Names that others call, which are the same in several files.
@@ -46,7 +47,7 @@ HOMES = {
     "ipywidgets": {"notebook/"},
     "IPython": {"notebook/"},
     "cykooz_resizer": {"image/pixels.py"},
-    "aiohttp": {"fetch/"},
+    "aiohttp": {"fetch/", "browse/"},
     "simplejpeg": {"image/jpeg.py"},
 }
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from cahlib import __version__
 from cahlib.commands import (
     blocklist,
+    browse,
     change_dataset,
     check_dataset,
     completion,
@@ -184,6 +185,7 @@ def _parser() -> Parser:
     check_dataset.add(commands)
     change_dataset.add(commands)
     score.add(commands)
+    browse.add(commands)
     guide.add(commands)
     completion.add(commands, parser)
     for _, each in parser.commands():

@@ -66,6 +66,13 @@ class DatasetFiles:
         with self.reading(name):
             return cast(bytes, self.fs.cat_file(self.path(name)))
 
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """Return the bytes from ``start`` to before ``end``, fewer if the file ends."""
+        with self.reading(name):
+            data = cast(bytes, self.fs.cat_file(self.path(name), start=start, end=end))
+        # a web server may ignore the range, and send all of the file
+        return data if len(data) <= end - start else data[start:end]
+
     def exists(self, name: str) -> bool:
         """Return whether there is a file, not a folder, of this name."""
         with self.reading(name):
