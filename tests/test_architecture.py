@@ -48,6 +48,7 @@ HOMES = {
     "IPython": {"notebook/"},
     "cykooz_resizer": {"image/pixels.py"},
     "aiohttp": {"fetch/", "browse/"},
+    "faiss": {"dataset/maintain/similar.py"},
     "simplejpeg": {"image/jpeg.py"},
 }
 

@@ -12,6 +12,7 @@ from cahlib.core.errors import ConfigError, MissingSetting
 from cahlib.core.terminal import print_note
 
 if TYPE_CHECKING:
+    from cahlib.dataset.maintain.dedup import Duplicates
     from cahlib.dataset.maintain.rewrite import ShardChange
 
 
@@ -42,16 +43,32 @@ def add(commands: Any) -> None:
     dedup = commands.add_parser(
         "dedup",
         help="find images that a dataset has more than once",
-        description="Find images that look alike, by the perceptual hashes in the metadata. With "
-        "--apply, keep\nonly the largest of each.",
-        example="cah dedup demo-dataset",
+        description="Find images that look alike, by the perceptual hashes in the metadata, or "
+        "with --semantic\nthose that mean the same, by the stored embeddings; with --against "
+        "those that are like images of an\nevaluation set. With --apply, remove them, and keep one "
+        "of each.",
+        example="cah dedup demo-dataset --semantic 0.95",
     )
     dedup.add_dataset("folder of a dataset")
     dedup.add_argument(
         "--distance", type=int, default=4, metavar="N",
         help="how many bits of 64 may differ, 0 to 8 [4]",
     )  # fmt: skip
-    dedup.add_argument("--apply", action="store_true", help="remove all but the largest")
+    dedup.add_argument(
+        "--semantic", type=float, metavar="COSINE",
+        help="compare by meaning: the least cosine of two embeddings, 0.5 to 1, e.g. 0.95",
+    )  # fmt: skip
+    dedup.add_argument(
+        "--keep", choices=("largest", "most-similar"), default="largest",
+        help="what stays of images that are alike: the largest, or the most similar to its text "
+        "[largest]",
+    )  # fmt: skip
+    dedup.add_argument(
+        "--against", action="append", default=[], metavar="FOLDER|FILE",
+        help="find images that are like those of an evaluation set instead: a folder of images, a "
+        "list of perceptual hashes or, with --semantic, embeddings (.npy)",
+    )  # fmt: skip
+    dedup.add_argument("--apply", action="store_true", help="remove what was found")
     dedup.add_json()
     dedup.set_defaults(act=_dedup)
 
@@ -72,7 +89,7 @@ def _purge(chosen: argparse.Namespace) -> int:
 def _dedup(chosen: argparse.Namespace) -> int:
     from cahlib.core.lock import lock_dataset
     from cahlib.dataset.file_names import require_writable
-    from cahlib.dataset.maintain.dedup import find_duplicates, remove_duplicates
+    from cahlib.dataset.maintain.dedup import remove_duplicates
     from cahlib.dataset.manifest import require_dataset
     from cahlib.dataset.write.shard_writer import recover_interrupted
 
@@ -82,21 +99,25 @@ def _dedup(chosen: argparse.Namespace) -> int:
         require_writable(folder)
         with lock_dataset(folder):
             recover_interrupted(folder)  # what an interrupted change left cannot be read
-    found = find_duplicates(folder, chosen.distance)
-    if not chosen.json:
-        print(f"{len(found.extra):,} of {found.images:,} images look like another of the dataset.")
+    found = _found(chosen, folder)
     pairs = shards = 0
+    if not chosen.json:
+        _print_found(chosen, found)
     if chosen.apply:
         pairs, shards = _applied(remove_duplicates(folder, found))
     elif len(found.extra):
-        print_note("Run it with --apply to remove them; the largest of each stays.")
+        print_note("Run it with --apply to remove them.")
     if chosen.json:
         print_json(
             {
                 "dataset": chosen.dataset,
                 "distance": chosen.distance,
+                "semantic": chosen.semantic,
+                "against": chosen.against,
+                "keep": chosen.keep,
                 "images": found.images,
                 "duplicates": len(found.extra),
+                "examples": [each._asdict() for each in found.examples],
                 "applied": chosen.apply,
                 "pairs_removed": pairs,
                 "shards_changed": shards,
@@ -105,6 +126,41 @@ def _dedup(chosen: argparse.Namespace) -> int:
     elif chosen.apply:
         print(_removed(pairs, shards))
     return 0
+
+
+def _found(chosen: argparse.Namespace, folder: Path) -> Duplicates:
+    from cahlib.commands.console import progress_bar
+    from cahlib.core.wording import plural
+    from cahlib.dataset.maintain.contamination import find_contaminated
+    from cahlib.dataset.maintain.dedup import find_duplicates, find_same_meaning
+
+    if chosen.against:
+        found, unreadable = find_contaminated(
+            folder, chosen.against, chosen.distance, chosen.semantic
+        )
+        if unreadable:
+            print_note(
+                f"{plural(len(unreadable), 'image file')} of the evaluation set cannot be read "
+                f"and could not be compared, {unreadable[0]} among them."
+            )
+        return found
+    if chosen.semantic is None:
+        return find_duplicates(folder, chosen.distance, chosen.keep)
+    with progress_bar("images") as progress:
+        return find_same_meaning(folder, chosen.semantic, chosen.keep, progress)
+
+
+def _print_found(chosen: argparse.Namespace, found: Duplicates) -> None:
+    from cahlib.core.wording import plural
+
+    how = "mean the same as" if chosen.semantic and not chosen.against else "look like"
+    if chosen.semantic and chosen.against:
+        how = "look like or mean the same as"
+    what = "one of the evaluation set" if chosen.against else "another of the dataset"
+    print(f"{len(found.extra):,} of {found.images:,} images {how} {what}.")
+    for each in found.examples:
+        bits = "" if each.bits is None else plural(each.bits, "bit")
+        print(f"  {bits or f'{each.cosine:.3f}'}: {each.url} is like {each.like}")
 
 
 def dataset_folder(dataset: str) -> Path:

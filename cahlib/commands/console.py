@@ -158,6 +158,23 @@ def startup_bar(
             drawing.join()
 
 
+@contextmanager
+def progress_bar(noun: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many of all are done, in a terminal alone."""
+    if is_quiet() or not _draws(sys.stderr):
+        yield lambda done, total: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(file=sys.stderr, unit=f" {noun}", leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
 def swarm_line(snapshot: Snapshot) -> str:
     """Return a line on all nodes and their cost; "" if there never were any."""
     if not (snapshot.nodes or snapshot.spent):

@@ -101,6 +101,8 @@ class DropReason(Enum):
     HEAD_SCORE = "head_score", Stage.JUDGE, "has a score beyond a head's threshold"
     SAME_IMAGE = "same_image", Stage.JUDGE, "has the same image as another pair"
     NEAR_DUPLICATE = "near_duplicate", Stage.JUDGE, "looks like another image of the dataset"
+    SAME_MEANING = "same_meaning", Stage.JUDGE, "means the same as another image of the dataset"
+    EVALUATION = "evaluation", Stage.JUDGE, "is like an image of an evaluation set"
     PURGED = "purged", Stage.JUDGE, "was purged from the finished dataset"
     PAIR_SEEN = "pair_seen", Stage.JUDGE, "already in the dataset from another shard"
 

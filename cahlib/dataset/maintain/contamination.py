@@ -1,0 +1,233 @@
+"""Find images of a dataset that are in an evaluation set too, so that results on it stay fair.
+
+An evaluation set is a folder of images, a matrix of embeddings (.npy), or a list of perceptual
+hashes. Its images are compared by how they look and, on request, by what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cahlib.core.config import Judge
+from cahlib.core.errors import ConfigError
+from cahlib.core.lists import PERCEPTUAL_HASH, read_entries
+from cahlib.core.records import DropReason
+from cahlib.dataset.description import stored_job
+from cahlib.dataset.maintain.dedup import (
+    Duplicates,
+    Example,
+    ImageTable,
+    evenly,
+    read_image_table,
+    require_distance,
+    require_threshold,
+    vectors_of,
+)
+from cahlib.dataset.maintain.similar import ROUNDING, Rows
+from cahlib.dataset.vectors import Matrix, StoredVectors, unit_rows
+from cahlib.image.perceptual_hash import looks_of_file, near_pairs, same_colours
+from cahlib.model.inputs import DECODE_ERRORS
+from cahlib.model.model_source import find_source
+
+if TYPE_CHECKING:
+    from cahlib.model.clip import Clip
+
+#: The files of a folder that are taken for images.
+_IMAGES = frozenset(".jpg .jpeg .png .webp .avif .bmp .gif .tif .tiff".split())
+
+#: Images that are embedded at a time; rows of the set that are compared at a time.
+_BATCH, _ROWS = 64, 8192
+
+
+@dataclass(slots=True, kw_only=True)
+class EvaluationSet:
+    """The images that a dataset must not have."""
+
+    names: list[str] = field(default_factory=list)  #: of the images with hashes
+    hashes: list[int] = field(default_factory=list)
+    colours: list[int] = field(default_factory=list)  #: 0 where only hashes are listed
+    vector_names: list[str] = field(default_factory=list)
+    vectors: list[Matrix] = field(default_factory=list)  #: each row of length 1
+    unreadable: list[str] = field(default_factory=list)  #: files that are no readable images
+
+
+def find_contaminated(
+    place: str | Path, sets: Sequence[str], distance: int, threshold: float | None = None
+) -> tuple[Duplicates, tuple[str, ...]]:
+    """Find images that look like one of some evaluation sets or, with a threshold, mean the same.
+
+    Return also the files of the sets that are no readable images.
+
+    Folders of images are embedded by the model of the dataset, which is loaded for that. Raise
+    ConfigError if a path is not such a set, or cannot be compared with this dataset.
+    """
+    require_distance(distance)
+    if threshold is not None:
+        require_threshold(threshold)
+    table = read_image_table(place)
+    vectors = None if threshold is None else vectors_of(table)
+    given = EvaluationSet()
+    for path in sets:
+        _read_set(path, given, vectors)
+    alike = _looking_alike(table, given, distance)
+    if vectors is not None and threshold is not None:
+        alike |= _meaning_the_same(vectors, given, threshold)
+    rows = np.array(sorted(alike), np.int64)
+    return table.removing(rows, DropReason.EVALUATION, _examples(table, rows, alike)), tuple(
+        given.unreadable
+    )
+
+
+def _examples(table: ImageTable, rows: Rows, alike: Mapping[int, Example]) -> Iterator[Example]:
+    some = evenly(rows).tolist()
+    for row, url in zip(some, table.urls(some), strict=True):
+        yield alike[row]._replace(url=url)
+
+
+def _looking_alike(table: ImageTable, given: EvaluationSet, distance: int) -> dict[int, Example]:
+    """Return the rows that look like an image of the sets: its name, and the bits that differ."""
+    found: dict[int, Example] = {}
+    own, listed = (np.unique(each) for each in (table.hashes, np.array(given.hashes, np.uint64)))
+    every = np.union1d(own, listed)
+    is_own, is_listed = np.isin(every, own), np.isin(every, listed)
+    both = np.flatnonzero(is_own & is_listed)
+    pairs = [np.stack([both, both], axis=1)]
+    for places in near_pairs(every, distance) if distance else ():
+        pairs += [
+            each[is_own[each[:, 0]] & is_listed[each[:, 1]]] for each in (places, places[:, ::-1])
+        ]
+    rows, names = _by_value(table.hashes), _by_value(np.array(given.hashes, np.uint64))
+    colours = np.array(given.colours, np.uint64)
+    for one, other in np.unique(np.concatenate(pairs), axis=0).tolist():
+        bits = (int(every[one]) ^ int(every[other])).bit_count()
+        of_set = names(every[other])
+        for row in rows(every[one]).tolist():
+            same = np.flatnonzero(same_colours(colours[of_set], table.colours[row]))
+            if len(same) and (row not in found or bits < (found[row].bits or 0)):
+                found[row] = Example("", given.names[of_set[same[0]]], bits=bits)
+    return found
+
+
+def _by_value(values: NDArray[np.uint64]) -> Callable[[np.uint64], Rows]:
+    """Return a function from a value to the positions where it is."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+
+    def places(value: np.uint64) -> Rows:
+        low, high = (
+            np.searchsorted(ordered, value, "left"),
+            np.searchsorted(ordered, value, "right"),
+        )
+        return order[low:high]
+
+    return places
+
+
+def _meaning_the_same(
+    vectors: StoredVectors, given: EvaluationSet, threshold: float
+) -> dict[int, Example]:
+    """Return the rows that mean the same as an image of the sets: its name, and their cosine."""
+    found: dict[int, Example] = {}
+    every = np.concatenate(given.vectors) if given.vectors else np.empty((0, vectors.width))
+    for start, block in vectors.blocks():
+        for low in range(0, len(every), _ROWS):
+            products = block @ every[low : low + _ROWS].T
+            for at in np.flatnonzero(products.max(axis=1) >= threshold - ROUNDING).tolist():
+                best = int(products[at].argmax())
+                cosine = round(float(products[at, best]), 4)
+                if start + at not in found or cosine > (found[start + at].cosine or 0):
+                    found[start + at] = Example("", given.vector_names[low + best], cosine=cosine)
+    return found
+
+
+def _read_set(path: str, given: EvaluationSet, vectors: StoredVectors | None) -> None:
+    """Add a set to those given."""
+    if Path(path).is_dir():
+        _read_folder(Path(path), given, vectors)
+    elif path.endswith(".npy"):
+        _read_matrix(path, given, vectors)
+    else:
+        before = len(given.names)
+        for each in read_entries(path, "against", PERCEPTUAL_HASH):
+            given.names.append(each)
+            given.hashes.append(int(each, 16))
+            given.colours.append(0)
+        if len(given.names) == before:
+            raise ConfigError(f"against: {path} lists no perceptual hash.")
+        if vectors is not None:
+            raise ConfigError(
+                f"against: {path} is a list of perceptual hashes, which have no meaning to "
+                "compare; leave --semantic out."
+            )
+
+
+def _read_matrix(path: str, given: EvaluationSet, vectors: StoredVectors | None) -> None:
+    if vectors is None:
+        raise ConfigError(
+            f"against: {path} has embeddings, which are compared by meaning; add --semantic, e.g. "
+            "--semantic 0.95."
+        )
+    try:
+        matrix = np.load(path, allow_pickle=False)
+        if not isinstance(matrix, np.ndarray) or matrix.dtype.kind != "f" or matrix.ndim != 2:
+            raise ValueError("it is not a matrix of floats")
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"against: {path} cannot be read as embeddings: {error}.") from error
+    if not len(matrix) or matrix.shape[1] != vectors.width:
+        raise ConfigError(
+            f"against: {path} has {len(matrix)} rows of {matrix.shape[1]} numbers; the embeddings "
+            f"of {vectors.model} have {vectors.width}."
+        )
+    given.vectors.append(unit_rows(matrix.astype(np.float32)))
+    given.vector_names += [f"{path}, row {row}" for row in range(len(matrix))]
+
+
+def _read_folder(folder: Path, given: EvaluationSet, vectors: StoredVectors | None) -> None:
+    files = sorted(each for each in folder.rglob("*") if each.suffix.lower() in _IMAGES)
+    if not files:
+        raise ConfigError(
+            f"against: {folder} has no image file ({', '.join(sorted(_IMAGES))}) in it."
+        )
+    clip = None if vectors is None else _load_model(vectors)
+    for low in range(0, len(files), _BATCH):
+        names, pixels = [], list[Any]()
+        for file in files[low : low + _BATCH]:
+            try:
+                data = file.read_bytes()
+                looks = looks_of_file(data)
+            except DECODE_ERRORS:
+                given.unreadable.append(str(file))
+                continue
+            given.names.append(str(file))
+            given.hashes.append(int(looks["phash"], 16))
+            given.colours.append(int(looks["chroma"], 16))
+            if clip and (prepared := clip.prepare(data)) is not None:
+                names.append(str(file))
+                pixels.append(prepared)
+        if clip and pixels:
+            images, _ = clip.embed(pixels, [""] * len(pixels))
+            given.vector_names += names
+            given.vectors.append(unit_rows(images.astype(np.float32)))
+    if len(given.unreadable) == len(files):
+        raise ConfigError(f"against: none of the image files in {folder} can be read.")
+
+
+def _load_model(vectors: StoredVectors) -> Clip:
+    """Return the model that made the embeddings; raise ConfigError if it cannot be loaded."""
+    job = stored_job(Path(vectors.files[0].place))
+    name, _, weights = vectors.model.rpartition("/")
+    if job and find_source(job.judge).name == vectors.model:
+        judge = job.judge  # which has the folder of a model of one's own
+    elif vectors.model.startswith("hf-hub:"):
+        judge = Judge(model=vectors.model, threshold=0)
+    else:
+        judge = Judge(model=name, pretrained=weights, threshold=0)
+    from cahlib.model.clip import load_clip
+
+    return load_clip(judge)
