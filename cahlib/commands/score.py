@@ -1,17 +1,21 @@
-"""`cah score`: score a finished dataset again, by another model."""
+"""`cah score`: score a finished dataset again, by another model, by prompts or by a head."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cahlib.commands.change_dataset import dataset_folder
 from cahlib.core.config import Judge, settings
-from cahlib.core.errors import MissingSetting
+from cahlib.core.errors import ConfigError, MissingSetting
 from cahlib.core.terminal import print_note
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from cahlib.run.score_again import ScoredShard
 
 _SETTINGS = ("preset", "model", "pretrained", "batch", "device")
 
@@ -31,38 +35,60 @@ def add(commands: Any) -> None:
     score.add_argument(
         "--embeddings", action="store_true", help="also keep the vectors of images and texts"
     )
+    score.add_argument(
+        "--prompts", metavar="FILE", default="",
+        help="score the vectors that are stored by the prompts of a JSON file, without an image",
+    )  # fmt: skip
+    score.add_argument(
+        "--head", metavar="FILE", default="",
+        help="score the vectors that are stored by a head's JSON file, without an image",
+    )  # fmt: skip
     score.set_defaults(act=_score, extra="gpu")
 
 
 def _score(chosen: argparse.Namespace) -> int:
     from cahlib.core.wording import plural
-    from cahlib.model.model_source import find_source
-    from cahlib.model.score_names import similarity_column
-    from cahlib.run.score_again import score_dataset
 
-    folder, judge = dataset_folder(chosen.dataset), _judge(vars(chosen))
+    given = [f"--{each}" for each in ("prompts", "head", "embeddings") if getattr(chosen, each)]
+    if len(given) > 1:
+        raise ConfigError(f"score: {given[0]} and {given[1]} exclude each other; run it twice.")
     pairs = shards = unreadable = 0
-    for each in score_dataset(folder, judge, embeddings=chosen.embeddings):
+    for each in _scored(chosen, dataset_folder(chosen.dataset)):
         pairs, shards = pairs + each.pairs, shards + 1
         unreadable += each.unreadable
-        print_note(f"{each.shard}: {plural(each.pairs, 'pair')}, mean {each.similarity:.3f}")
-    column = similarity_column(find_source(judge).name)
+        mean = "" if each.mean is None else f", mean {each.mean:.3f}"
+        print_note(f"{each.shard}: {plural(each.pairs, 'pair')}{mean}")
     if not shards:
-        print(f"Every shard has the scores of {column} already.")
+        print("Every shard has these scores already.")
         return 0
-    print(f"Scored {plural(pairs, 'pair')} in {plural(shards, 'shard')}: {column}.")
+    columns = ", ".join(each.columns) or "vectors"
+    print(f"Scored {plural(pairs, 'pair')} in {plural(shards, 'shard')}: {columns}.")
     if unreadable:
         print_note(f"The model cannot read {plural(unreadable, 'image')}, which have no score.")
     return 0
 
 
-def _judge(typed: Mapping[str, Any]) -> Judge:
-    """Return the settings of the model."""
+def _scored(chosen: argparse.Namespace, folder: Path) -> Iterator[ScoredShard]:
+    """Score by what the command names: prompts, a head, or a model."""
+    from cahlib.run.score_again import score_dataset
+    from cahlib.run.score_vectors import dataset_judge, score_by_head, score_by_prompts
+
+    typed = vars(chosen)
     given = {
         each.name: each.parse(typed[each.name])
         for each in settings()
         if each.name in _SETTINGS and each.name in typed
     }
-    if not {"preset", "model"} & given.keys():
+    named = {"preset", "model", "pretrained"} & given.keys()
+    if chosen.head:
+        if named:
+            raise ConfigError(f"score: a head names its model itself; leave out --{min(named)}.")
+        return score_by_head(folder, chosen.head)
+    if not named and chosen.prompts:
+        return score_by_prompts(folder, chosen.prompts, replace(dataset_judge(folder), **given))
+    if not {"preset", "model"} & named:
         raise MissingSetting("score: name a model with --preset or --model.")
-    return Judge(**given, threshold=-1)
+    judge = Judge(**given, threshold=-1)
+    if chosen.prompts:
+        return score_by_prompts(folder, chosen.prompts, judge)
+    return score_dataset(folder, judge, embeddings=chosen.embeddings)

@@ -42,4 +42,10 @@ PRESETS: Mapping[str, Preset] = {
     "quality": Preset(
         model="ViT-L-14-quickgelu", pretrained="dfn2b", threshold=0.28, why="the best and slowest"
     ),
+    "raw": Preset(
+        model="ViT-B-32",
+        pretrained="openai",
+        threshold=-1.0,
+        why="keeps all that is safe, with its scores, to be chosen from later",
+    ),
 }

@@ -41,8 +41,13 @@ Floats = NDArray[np.float32]
 class EmbeddingModel(Protocol):
     """The part of a `cahlib.model.clip.Clip` that is needed here."""
 
-    name: str
-    dim: int
+    @property
+    def name(self) -> str:
+        """The name of model and weights."""
+
+    @property
+    def dim(self) -> int:
+        """The width of its embeddings."""
 
 
 class _Card(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -82,6 +87,12 @@ class Head:
             return False
         below = score < self.card.threshold
         return below if self.card.drop == "below" else score > self.card.threshold
+
+
+def describe_head(path: str) -> tuple[str, str]:
+    """Return the name of a head's score and of its model; raise ConfigError for a bad file."""
+    card = _card(expand_home(path))
+    return card.name, card.backbone
 
 
 def load_heads(paths: Sequence[str], model: EmbeddingModel) -> tuple[Head, ...]:

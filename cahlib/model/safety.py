@@ -21,11 +21,10 @@ The rules were made for OpenAI's ViT-B/32. They find much and miss some; they pr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +32,7 @@ from numpy.typing import NDArray
 from cahlib.core.errors import ConfigError
 from cahlib.core.path_map import expand_home
 from cahlib.core.records import DropReason
+from cahlib.model.prompts import TextModel, read_json
 
 #: The labels in each set.
 _MARKS = {
@@ -44,15 +44,6 @@ SAFETY_SCORES = {"content": "sexual", "age": "minor", "animal": "animal"}
 
 #: The column NSFW, by the number of sexual prompts among the two best.
 _NSFW = ("UNLIKELY", "UNSURE", "NSFW")
-
-
-class TextModel(Protocol):
-    """The part of a `cahlib.model.clip.Clip` that is needed here."""
-
-    name: str
-
-    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return embeddings of length 1: (texts, width)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +75,7 @@ class _Set:
 def read_safety_rules(path: str) -> dict[str, Any]:
     """Return the sets of a file, or the built-in ones for ""; raise ConfigError for a bad file."""
     file = expand_home(path) if path else Path(__file__).with_name("safety.json")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"safety: {file} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise ConfigError(f"safety: {file} is not valid JSON ({error}).") from error
+    content = read_json("safety", file)
     if fault := next(_faults(content), None):
         raise ConfigError(f"safety: in {file}, {fault}.")
     return {name: marks for name, marks in content.items() if name != "about"}

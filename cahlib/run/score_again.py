@@ -18,18 +18,25 @@ import numpy as np
 import pyarrow as pa
 
 from cahlib.core.config import Judge
-from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.errors import ConfigError
 from cahlib.core.fingerprint import settings_digest
 from cahlib.core.prefetch import Pipeline
 from cahlib.core.presets import PRESETS
 from cahlib.core.records import Image, Stats
-from cahlib.core.wording import plural
 from cahlib.dataset.description import find_description
 from cahlib.dataset.layout import part_path, vectors_path
-from cahlib.dataset.maintain.add_scores import add_scores, require_whole, shards_here
+from cahlib.dataset.maintain.add_scores import (
+    DamagedShard,
+    add_scores,
+    require_free_columns,
+    require_whole,
+    shards_here,
+    unless_damaged,
+)
 from cahlib.dataset.maintain.purge import change_dataset
 from cahlib.dataset.manifest import AddedScores, ShardManifest
 from cahlib.dataset.read_pairs import DAMAGE, pictures_path, read_pairs, read_table
+from cahlib.dataset.storage.files import UnreadableFile
 from cahlib.dataset.write.columns import Row
 from cahlib.model.model_source import find_source, model_digest, model_settings
 from cahlib.model.pairs import embed_pairs
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
 _FORMS = ("img_emb", "text_emb")
 
 #: A shard with its rows, or why it cannot be read.
-_Opened: TypeAlias = tuple[ShardManifest, list[Row] | RunError]
+_Opened: TypeAlias = tuple[ShardManifest, list[Row] | DamagedShard]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +59,8 @@ class ScoredShard:
     shard: str
     pairs: int  #: scored
     unreadable: int  #: pairs whose image the model could not read: they have no score
-    similarity: float  #: mean; 0 if there is none
+    columns: tuple[str, ...]  #: that were added
+    mean: float | None  #: of the scores, if they are one number each
 
 
 def score_dataset(folder: Path, judge: Judge, *, embeddings: bool = False) -> Iterator[ScoredShard]:
@@ -65,29 +73,16 @@ def score_dataset(folder: Path, judge: Judge, *, embeddings: bool = False) -> It
     with change_dataset(folder):
         check_model_files(judge)
         scoring = _Scoring(folder, judge, embeddings=embeddings)
-        waiting = [each for each in shards_here(folder) if scoring.is_open(each)]
-        damaged: list[RunError] = []
-        if waiting:
-            from cahlib.model.clip import load_clip
+        shards = shards_here(folder)
+        require_free_columns(shards, map(scoring.added, shards))
+        if not (waiting := [each for each in shards if scoring.is_open(each)]):
+            return
+        from cahlib.model.clip import load_clip
 
-            clip = load_clip(judge)
-            with Pipeline() as ahead:
-                for manifest, rows in ahead.prefetch(scoring.opened(waiting), 1):
-                    try:
-                        if isinstance(rows, RunError):
-                            raise rows
-                        yield scoring.score(manifest, rows, clip)
-                    except _Damaged as error:
-                        damaged.append(error)
-        if damaged:
-            raise RunError(
-                f"{plural(len(damaged), 'shard')} could not be scored: {damaged[0]} The others "
-                "have their scores; see `cah repair`."
-            )
-
-
-class _Damaged(RunError):
-    """A shard cannot be read."""
+        clip = load_clip(judge)
+        with Pipeline() as ahead:
+            opened = ahead.prefetch(scoring.opened(waiting), 1)
+            yield from unless_damaged(opened, lambda each: scoring.score(*each, clip))
 
 
 class _Scoring:
@@ -98,11 +93,11 @@ class _Scoring:
         self._model = find_source(judge).name
         self._digest = model_digest(*judge.chosen()[:2])
         self._column = similarity_column(self._model)
-        self._own = _own_digest(folder)
+        self._own = judging_digest(folder)
 
     def is_open(self, manifest: ShardManifest) -> bool:
         """Return whether a shard lacks scores or vectors; raise ConfigError if it has no images."""
-        is_own, added = manifest.model == self._model, self._added(manifest)
+        is_own, added = manifest.model == self._model, self.added(manifest)
         digests = {each.digest for each in manifest.added if each.columns == (self._column,)}
         digests |= {self._own} if is_own else set()
         if digests - {"", self._digest}:
@@ -127,13 +122,19 @@ class _Scoring:
                 table = part_path("metadata", manifest.shard.id)
                 require_whole(self._folder, manifest, table, pictures_path(manifest) or "")
                 yield manifest, read_table(self._folder, manifest).rows
-            except RunError as error:
-                yield manifest, _Damaged(str(error))
+            except DamagedShard as error:
+                yield manifest, error
+            except UnreadableFile as error:
+                yield manifest, DamagedShard(str(error))
             except DAMAGE as error:
                 yield manifest, _unread(manifest, error)
 
-    def score(self, manifest: ShardManifest, rows: list[Row], clip: Clip) -> ScoredShard:
+    def score(
+        self, manifest: ShardManifest, rows: list[Row] | DamagedShard, clip: Clip
+    ) -> ScoredShard:
         """Score a shard, and commit its scores."""
+        if isinstance(rows, DamagedShard):
+            raise rows
         at = {row["uid"]: number for number, row in enumerate(rows)}
         similarity = np.full(len(rows), np.nan, np.float32)
         vectors = np.zeros((2, len(rows) * self._embeddings, clip.dim), np.float16)
@@ -143,16 +144,17 @@ class _Scoring:
             similarity[places] = (both[0] * both[1]).sum(axis=1)
             if self._embeddings:
                 vectors[:, places] = np.stack(both)
-        added, missing = self._added(manifest), np.isnan(similarity)
+        added, missing = self.added(manifest), np.isnan(similarity)
         columns = {name: pa.array(similarity, mask=missing) for name in added.columns}
         matrices = zip(self._paths(manifest), vectors, strict=True) if self._embeddings else ()
-        add_scores(self._folder, manifest, added, columns, dict(matrices))
+        add_scores(self._folder, manifest, [added], columns, dict(matrices))
         scored = similarity[~missing]
         return ScoredShard(
             shard=manifest.shard.id,
             pairs=len(scored),
             unreadable=int(missing.sum()),
-            similarity=float(scored.mean()) if len(scored) else 0.0,
+            columns=added.columns,
+            mean=float(scored.mean()) if len(scored) else None,
         )
 
     def _images(self, manifest: ShardManifest, rows: list[Row]) -> Iterator[Image]:
@@ -162,7 +164,7 @@ class _Scoring:
         except DAMAGE as error:
             raise _unread(manifest, error) from error
 
-    def _added(self, manifest: ShardManifest) -> AddedScores:
+    def added(self, manifest: ShardManifest) -> AddedScores:
         """Return what a shard is given; the similarity by its own model it has already."""
         columns = () if manifest.model == self._model else (self._column,)
         return AddedScores(model=self._model, columns=columns, digest=self._digest)
@@ -176,11 +178,11 @@ class _Scoring:
         return tuple(vectors_path(form, id, column_name(self._model)) for form in _FORMS)
 
 
-def _unread(manifest: ShardManifest, error: BaseException) -> _Damaged:
-    return _Damaged(f"shard {manifest.shard.id} cannot be read ({error}).")
+def _unread(manifest: ShardManifest, error: BaseException) -> DamagedShard:
+    return DamagedShard(f"shard {manifest.shard.id} cannot be read ({error}).")
 
 
-def _own_digest(folder: Path) -> str:
+def judging_digest(folder: Path) -> str:
     """Return what identifies the model that judged a dataset; "" if that is not known."""
     said = find_description(folder)
     if not said or not said.settings:

@@ -23,7 +23,8 @@ from cahlib.core.records import (
     Stats,
 )
 from cahlib.crawl.shards import list_shards
-from cahlib.dataset.manifest import manifest_path, read_manifest
+from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifest
+from cahlib.dataset.storage.hashed_file import FileRecord
 from cahlib.dataset.write.shard_writer import DatasetSpec, read_uids, write_shard
 from cahlib.image.header import CAN_DECODE_AVIF
 from cahlib.ledger.local import LocalLedger
@@ -217,6 +218,15 @@ def write_these(folder, made, *, shard="s-0", seen=lambda uid: False, spec=SPEC)
         stats=stats_of(made),
         again=lambda each: DropReason.PAIR_SEEN if seen(each.image.candidate.uid) else None,
     )
+
+
+def replace_matrix(folder, shard, path, matrix):
+    """Change a shard's vectors and renew its manifest, so that their checksum is right."""
+    np.save(folder / path, matrix.astype("<f2"))
+    data, manifest = (folder / path).read_bytes(), read_manifest(folder, shard)
+    stored = FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    renewed = replace(manifest, files={**manifest.files, path: stored})
+    (folder / manifest_path(shard)).write_bytes(encode_manifest(renewed))
 
 
 def finish(job):

@@ -6,15 +6,17 @@ A shard gets them all at once or not at all, as a removal of pairs does
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.wording import plural
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.maintain.verify_shard import check_file
 from cahlib.dataset.manifest import AddedScores, ShardManifest, read_manifests
@@ -24,6 +26,32 @@ from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.write.columns import TAKEN
 from cahlib.dataset.write.formats import write_matrix, write_parquet
 from cahlib.dataset.write.shard_writer import ShardWriter, recover_interrupted
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+_NONE: Mapping[str, np.ndarray[Any, Any]] = MappingProxyType({})
+
+
+class DamagedShard(RunError):
+    """A shard cannot be read, while others can."""
+
+
+def unless_damaged(items: Iterable[_T], score: Callable[[_T], _R]) -> Iterator[_R]:
+    """Yield the result of each item; at the end, raise RunError for the damaged shards."""
+    damaged = []
+    for each in items:
+        try:
+            result = score(each)
+        except DamagedShard as error:
+            damaged.append(error)
+        else:
+            yield result
+    if damaged:
+        raise RunError(
+            f"{plural(len(damaged), 'shard')} could not be scored: {damaged[0]} The others have "
+            "their scores; see `cah repair`."
+        )
 
 
 def shards_here(folder: Path) -> list[ShardManifest]:
@@ -40,7 +68,7 @@ def shards_here(folder: Path) -> list[ShardManifest]:
 
 
 def require_whole(folder: Path, manifest: ShardManifest, *paths: str) -> None:
-    """Raise RunError if one of these files of a shard is missing or changed."""
+    """Raise DamagedShard if one of these files of a shard is missing or changed."""
     for path in paths:
         stored = manifest.files.get(path)
         found = (
@@ -49,24 +77,25 @@ def require_whole(folder: Path, manifest: ShardManifest, *paths: str) -> None:
             else iter([f"{path} is missing."])
         )
         if fault := next(found, ""):
-            raise RunError(f"shard {manifest.shard.id} is damaged: {fault}")
+            raise DamagedShard(f"shard {manifest.shard.id} is damaged: {fault}")
 
 
 def add_scores(
     folder: Path,
     manifest: ShardManifest,
-    added: AddedScores,
+    added: Sequence[AddedScores],
     columns: Mapping[str, pa.Array],
-    vectors: Mapping[str, np.ndarray[Any, Any]],
+    vectors: Mapping[str, np.ndarray[Any, Any]] = _NONE,
 ) -> ShardManifest:
     """Add columns to a shard's metadata, and matrices by their paths, in place of earlier ones.
 
-    What was added with one of these columns is replaced as a whole. The caller holds the folder's
+    What was added under the same first column is replaced as a whole. The caller holds the folder's
     lock, and knows that the metadata are whole. Raise ConfigError or RunError if the disk fails.
     """
     path = part_path("metadata", manifest.shard.id)
     table = read_metadata(folder / path)
-    old = [each for each in manifest.added if _is_replaced(each, added)]
+    ours = {_key(each) for each in added}
+    old = [each for each in manifest.added if _key(each) in ours]
     gone = {name for each in old for name in each.columns}
     table = table.drop_columns([name for name in table.column_names if name in gone])
     for name, values in columns.items():
@@ -78,18 +107,28 @@ def add_scores(
         write_parquet(writer.open(path), table)
         for name, matrix in vectors.items():
             write_matrix(writer.open(name), matrix)
-        return writer.commit(replace(manifest, files=kept, added=(*others, added)))
+        return writer.commit(replace(manifest, files=kept, added=(*others, *added)))
 
 
-def require_free_columns(shards: Iterable[ShardManifest], columns: Sequence[str]) -> None:
-    """Raise ConfigError if a shard has columns of these names that were not added to it."""
-    for each in shards:
-        extras = (name for _, name in extras_of(each))
-        if taken := {*TAKEN, *each.scores, *extras}.intersection(columns):
-            name = min(taken)
-            raise ConfigError(f"{name} is a column of the dataset's own; choose another name.")
+def require_free_columns(shards: Iterable[ShardManifest], added: Iterable[AddedScores]) -> None:
+    """Raise ConfigError if a shard has columns of these names that other scores or itself gave it.
+
+    Letters' case does not count, as in SQL.
+    """
+    every = [*added]
+    wanted = {name.lower(): name for each in every for name in each.columns}
+    ours = {_key(each) for each in every}
+    for shard in shards:
+        others = (name for each in shard.added if _key(each) not in ours for name in each.columns)
+        extras = (name for _, name in extras_of(shard))
+        for name in (*TAKEN, *shard.scores, *extras, *others):
+            if name.lower() in wanted:
+                raise ConfigError(
+                    f"{wanted[name.lower()]} is a column of the dataset already; choose another "
+                    "name."
+                )
 
 
-def _is_replaced(before: AddedScores, added: AddedScores) -> bool:
-    same = (before.model, before.columns) == (added.model, added.columns)
-    return same or bool({*before.columns} & {*added.columns})
+def _key(added: AddedScores) -> tuple[str, ...]:
+    """Return what scores have in common with those that replace them."""
+    return added.columns[:1] or ("", added.model)
