@@ -131,7 +131,8 @@ GOOD = "url,text\nhttp://a.com/1.jpg,one\n"
         ("a.parquet", "PAR1 and so on", {}, "is damaged, or not a table"),
         ("a.parquet", "<html>", {}, "it is damaged, or of another format than Parquet"),
         ("a.csv", GOOD.encode("utf-16"), {}, "it is UTF-16; store it as UTF-8"),
-        ("a.csv.gz", gzip.compress(b"PAR1 and so on", mtime=0), {}, "not read in parts; unpack it"),
+        ("a.csv.gz", gzip.compress(b"PAR1 and so on", mtime=0), {}, "is damaged, or not a table"),
+        ("a.parquet.gz", gzip.compress(b"PAR1" * 999, mtime=0)[:-9], {}, "it is cut off"),
         ("a.csv.gz", b"\x1f\x8b\x08\x00", {}, "it is empty"),
         ("a.csv", bytes(100), {}, "it is damaged, or of another format"),
     ],
@@ -148,7 +149,7 @@ def test_patterns_that_match_nothing_get_a_sentence(tmp_path):
         (f"{tmp_path}/*.csv", "matches no file"),
         (str(tmp_path), "is a folder; name the files in it"),
         ("https://me:secret@site.com/a.csv", "^links: a URL with a password"),
-        ("nothing://a/b.csv", "cannot be read|is damaged, or not a table|needs a library"),
+        ("nothing://a/b.csv", "nothing://a/b.csv cannot be read: Protocol not known"),
     ):
         with pytest.raises(ConfigError, match=sentence) as refused:
             list(list_shards(Crawl(links=(pattern,))))

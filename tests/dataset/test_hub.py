@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from huggingface_hub import HfFileSystem, constants
-from huggingface_hub.utils import close_session
+from huggingface_hub import HfFileSystem
 
 from cahlib.core.config import Job, Output
 from cahlib.core.errors import ConfigError, RunError
@@ -28,17 +27,8 @@ URL = "hf://datasets/ada/set/crawl"
 @pytest.fixture
 def there(monkeypatch):
     """A hub with one empty repository, where the real client is at home."""
-    with world.served(world.Hub({"ada/set": {}})) as there:
-        monkeypatch.setattr(constants, "ENDPOINT", there.url)
-        template = there.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "hf_secret")
-        HfFileSystem.clear_instance_cache()
+    with world.client(monkeypatch, "ada/set") as there:
         yield there
-        HfFileSystem.clear_instance_cache()
-        close_session()
 
 
 @pytest.fixture

@@ -17,15 +17,8 @@ from tests.world import s3
 @pytest.fixture
 def store(monkeypatch):
     """An S3 with one bucket, and an environment that points at it."""
-    store = s3.Store("bucket")
-    with s3.served(store) as address:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
+    with s3.client(monkeypatch, "bucket") as store:
         yield store
-        s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture

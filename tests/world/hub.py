@@ -184,3 +184,22 @@ def served(hub: Hub) -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def client(monkeypatch, *repositories: str) -> Iterator[Hub]:
+    """Serve a hub with empty repositories, where the real client is at home."""
+    from huggingface_hub import HfFileSystem, constants
+    from huggingface_hub.utils import close_session
+
+    with served(Hub({name: {} for name in repositories})) as there:
+        monkeypatch.setattr(constants, "ENDPOINT", there.url)
+        template = there.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        HfFileSystem.clear_instance_cache()
+        yield there
+        HfFileSystem.clear_instance_cache()
+        close_session()

@@ -51,6 +51,22 @@ def served(store):
         thread.join()
 
 
+@contextmanager
+def client(monkeypatch, *buckets):
+    """Serve a store in an environment that points at it."""
+    import s3fs
+
+    store = Store(*buckets)
+    with served(store) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield store
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else each answer's body waits 40 ms for its head's ACK

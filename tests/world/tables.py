@@ -79,7 +79,7 @@ FORMATS: dict[str, Callable[[Rows], bytes]] = {
     **_PLAIN,
     **{
         f"{ending}.{packing}": lambda table, ending=ending, pack=pack: pack(_PLAIN[ending](table))
-        for ending in ("csv", "tsv", "jsonl", "arrow")
+        for ending in _PLAIN
         for packing, pack in (("gz", partial(gzip.compress, mtime=0)), ("zst", zstd.compress))
     },
 }

@@ -5,10 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import sha256
 from io import SEEK_END, BufferedReader, RawIOBase
 from pathlib import Path
@@ -18,7 +20,7 @@ from urllib.parse import urlsplit
 from isal import igzip_lib
 
 from cahlib import __version__
-from cahlib.core.errors import CahError, ConfigError, ShardError
+from cahlib.core.errors import CahError, ConfigError, RunError, ShardError, folder_errors
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -48,6 +50,13 @@ class TableError(ShardError):
 
 class TableAway(TableError):
     """A table that cannot be read for what may be over soon."""
+
+
+def unreadable(error: TableError) -> CahError:
+    """Return the error that ends a launch whose tables cannot be listed."""
+    if isinstance(error, TableAway):
+        return RunError(f"links: {error} Check this machine's network, or try again later.")
+    return ConfigError(f"links: {error}")
 
 
 def find_files(patterns: Iterable[str]) -> list[str]:
@@ -85,7 +94,7 @@ def _remote_matches(url: str) -> list[str]:
             files, path = _filesystem(url, "")
             names = sorted(files.glob(path))
     except TableError as error:
-        raise ConfigError(f"links: {error}") from error
+        raise unreadable(error) from error
     if not names:
         raise ConfigError(f"links: {url} matches no file.")
     return [str(files.unstrip_protocol(name)) for name in names]
@@ -99,7 +108,13 @@ def reading(url: str) -> Iterator[None]:
     except CahError:
         raise
     except FileNotFoundError as error:
-        raise TableError(f"{url} does not exist.") from error
+        cause = error.__cause__ if url.startswith(_WEB) else None  # fsspec's, whatever happened
+        status = getattr(cause, "status", 0)
+        if cause is None or status in (404, 410):
+            raise TableError(f"{url} does not exist.") from error
+        said = f"the server answers with status {status}" if status else _first_line(cause)
+        kind = TableError if status in (401, 403) else TableAway
+        raise kind(f"{url} cannot be read: {said}.") from error
     except _DAMAGE as error:
         raise TableError(f"{url} is damaged, or not a table: {_first_line(error)}.") from error
     except ImportError as error:
@@ -109,7 +124,7 @@ def reading(url: str) -> Iterator[None]:
         raise kind(f"{url} cannot be read: {_first_line(error)}.") from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     said = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
     return str(said).strip().splitlines()[0][:200].rstrip(".")
 
@@ -120,16 +135,32 @@ def open_file(url: str, contact: str = "") -> BufferedReader:
         return open(url, "rb")
     files, path = _filesystem(url, contact)
     file = files.open(path, "rb")
-    if not file.seekable():
-        raise TableError(f"{url}: the server serves no ranges; download the file, give its path.")
-    return BufferedReader(file)
+    if file.seekable():
+        return BufferedReader(file)
+    file.close()
+    copy = _downloaded(url, contact, repr(sorted(files.info(path).items())))
+    return BufferedReader(_Copy(os.dup(copy.fileno())))
+
+
+@lru_cache(maxsize=1)
+def _downloaded(url: str, contact: str, state: str) -> _Copy:
+    """Return a copy of a file whose server serves no ranges; the last one stays.
+
+    For tables in text are opened for each shard. ``state`` changes with the file.
+    """
+    files, path = _filesystem(url, contact)
+    with files.open(path, "rb") as file:
+        return _copied(file)
 
 
 def _filesystem(url: str, contact: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     if not url.startswith(_WEB):
-        return url_to_fs(url)  # type: ignore[no-any-return]
+        try:
+            return url_to_fs(url)  # type: ignore[no-any-return]
+        except ValueError as error:
+            raise TableError(f"{url} cannot be read: {_first_line(error)}.") from error
     is_sendable = contact and contact.isascii() and contact.isprintable()
     agent = f"cahlib/{__version__}" + (f" (+{contact})" if is_sendable else "")
     return url_to_fs(url, client_kwargs={"headers": {"User-Agent": agent}})  # type: ignore[no-any-return]
@@ -145,6 +176,54 @@ def unpacked(file: BufferedReader) -> BufferedReader:
     if mark == b"\x28\xb5\x2f\xfd":
         return BufferedReader(_Unpacked(file, zstd.ZstdDecompressor), 1 << 20)
     return file
+
+
+def unpacked_copy(file: BufferedReader) -> BufferedReader:
+    """Return a temporary file with what is packed in a file, for formats that begin at their end.
+
+    Raise RunError if the disk of temporary files is full.
+    """
+    file.seek(0)
+    return BufferedReader(_copied(unpacked(file)))
+
+
+def _copied(file: Any) -> _Copy:
+    with tempfile.TemporaryFile() as copy, folder_errors(Path(tempfile.gettempdir())):
+        shutil.copyfileobj(file, copy, 1 << 20)
+        copy.flush()
+        return _Copy(os.dup(copy.fileno()))
+
+
+class _Copy(RawIOBase):
+    """A reader of a file that others read at the same time, each at an offset of its own."""
+
+    def __init__(self, number: int) -> None:
+        """Read the file with this descriptor, and close it in the end."""
+        self._number, self._at = number, 0
+
+    def fileno(self) -> int:
+        return self._number
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        start = (0, self._at, os.fstat(self._number).st_size)[whence]
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        read = os.preadv(self._number, [buffer], self._at)
+        self._at += read
+        return read
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._number)
+        super().close()
 
 
 class _Unpacked(RawIOBase):

@@ -13,7 +13,7 @@ from cahlib.core.crawl_settings import Crawl
 from cahlib.core.errors import ConfigError
 from cahlib.core.records import Shard
 from cahlib.core.table_rows import TableRows, parse_rows_url
-from cahlib.crawl.tables.files import TableError, file_name, find_files
+from cahlib.crawl.tables.files import TableError, file_name, find_files, unreadable
 from cahlib.crawl.tables.tables import open_table
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def list_table_shards(
             for url in find_files(crawl.links)
         ]
     except TableError as error:
-        raise ConfigError(f"links: {error}") from error
+        raise unreadable(error) from error
     for other in columns[1:]:
         if other.columns != columns[0].columns:
             raise ConfigError(
@@ -75,7 +75,7 @@ def _shards(like: TableRows, count: int, contact: str) -> Iterator[Shard]:
             yield Shard(id=f"{safe}-{same.hexdigest()[:8]}-{number:05}", url=rows.url, half=0)
             last = rows.last
     except TableError as error:
-        raise ConfigError(f"links: {error}") from error
+        raise unreadable(error) from error
     if table.format.torn:
         _log.warning("%s is cut off or damaged; its first %d rows are read.", table.url, last - 1)
 

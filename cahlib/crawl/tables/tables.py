@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import BufferedReader, BytesIO
 from typing import Protocol
@@ -21,12 +21,17 @@ from cahlib.crawl.tables.files import (
     read_ends,
     reading,
     unpacked,
+    unpacked_copy,
 )
 from cahlib.crawl.tables.text import Cells, Delimited, JsonLines, TextTable, listed
 
 #: Names that columns of links and of texts have, best first; compared in lower case.
 URL_NAMES = ("url", "image_url", "imageurl", "img_url", "image_link", "src")
 TEXT_NAMES = ("text", "caption", "alt", "alt_text", "top_caption", "title", "description")
+
+
+#: How files begin that are read from their end: Parquet, Feather.
+_FROM_THE_END = b"PAR1", b"ARROW1"
 
 
 class Format(Protocol):
@@ -134,39 +139,39 @@ class Table:
 
 def open_table(url: str, url_column: str = "", *, contact: str = "") -> Table:
     """Open a table by path or URL; raise TableError if it cannot be read."""
-    with reading(url):
-        file = open_file(url, contact)
+    with reading(url), ExitStack() as opened:
+        file = opened.enter_context(open_file(url, contact))
+        head, stamp = read_ends(file)
         try:
-            head, stamp = read_ends(file)
+            if not head:
+                raise TableError("it is empty")
+            if (inner := unpacked(file)) is not file:
+                head = _head(inner)
+                if head.startswith(_FROM_THE_END):
+                    file = opened.enter_context(unpacked_copy(file))
             format, guess = _format(url, file, head, url_column, contact)
-        except BaseException as error:
-            file.close()
-            if isinstance(error, TableError):
-                said = str(error).rstrip(".")
-                raise TableError(f"{url} cannot be read as a table: {said}.") from error
-            raise
+        except TableError as error:
+            said = str(error).rstrip(".")
+            raise TableError(f"{url} cannot be read as a table: {said}.") from error
         table = Table(url=url, stamp=stamp, format=format, guess=guess)
-        finalize(table, file.close)
+        finalize(table, opened.pop_all().close)
         return table
+
+
+def _head(file: BufferedReader) -> bytes:
+    """Return the beginning of an unpacked file, as much as there is."""
+    head = b""
+    with suppress(*UNPACKING_ERRORS):
+        while len(head) < END and (piece := file.read1(END)):
+            head += piece
+    return head
 
 
 def _format(
     url: str, file: BufferedReader, head: bytes, url_column: str, contact: str
 ) -> tuple[Format, str]:
     """Return a file's format, and the column of links if the file does not name its columns."""
-    if not head:
-        raise TableError("it is empty")
-    inner = unpacked(file)
-    if inner is not file:
-        head = b""
-        with suppress(*UNPACKING_ERRORS):
-            while piece := inner.read1(END):
-                head += piece
-                if len(head) >= END:
-                    break
-    if head[:4] == b"PAR1" or head[:6] == b"ARROW1":
-        if inner is not file:
-            raise TableError("a packed Parquet or Arrow file is not read in parts; unpack it")
+    if head.startswith(_FROM_THE_END):
         from cahlib.crawl.tables.columnar import ArrowTable, ParquetTable
 
         return ParquetTable(file) if head[:4] == b"PAR1" else ArrowTable(file, stream=False), ""
