@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TextIO
 
+from cahlib.core.background import BackgroundLoop
 from cahlib.core.progress import (
     Listener,
     NodeStatus,
@@ -135,27 +136,21 @@ def startup_bar(
         return
     from tqdm import tqdm
 
-    started, ended = time.monotonic(), threading.Event()
+    started = time.monotonic()
 
     def tell(sentence: str) -> None:
         if not isinstance(sentence, Transient):
             tqdm.write(sentence, file=stream)
 
     def draw(bar: Any) -> None:
-        while not ended.wait(1):
-            width = shutil.get_terminal_size().columns - 1
-            bar.set_description_str(
-                startup_line(swarm_status.nodes, time.monotonic() - started, width)
-            )
+        width = shutil.get_terminal_size().columns - 1
+        bar.set_description_str(startup_line(swarm_status.nodes, time.monotonic() - started, width))
 
-    with tqdm(file=stream, bar_format="{desc}", leave=False) as bar:
-        drawing = threading.Thread(target=draw, args=(bar,), daemon=True)
-        drawing.start()
-        try:
-            yield tell
-        finally:
-            ended.set()
-            drawing.join()
+    with (
+        tqdm(file=stream, bar_format="{desc}", leave=False) as bar,
+        BackgroundLoop(1, partial(draw, bar)),
+    ):
+        yield tell
 
 
 @contextmanager

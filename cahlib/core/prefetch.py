@@ -14,7 +14,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
+
+from cahlib.core.background import capture
 
 _T = TypeVar("_T")
 
@@ -32,7 +35,7 @@ class StageQueue(Generic[_T]):
         self._items: deque[_T] = deque()
         self._changed = changed
         self._closed = self._ended = False
-        self._error: BaseException | None = None
+        self._outcome: Future[None] = Future()
         self.thread = threading.Thread(target=self._make, daemon=True)
 
     def __len__(self) -> int:
@@ -49,8 +52,7 @@ class StageQueue(Generic[_T]):
             if self._items:
                 self._changed.notify_all()
                 return self._items.popleft()
-        if self._error is not None:
-            raise self._error
+        self._outcome.result()
         raise StopIteration
 
     def close(self) -> None:
@@ -60,17 +62,18 @@ class StageQueue(Generic[_T]):
             self._changed.notify_all()
 
     def _make(self) -> None:
+        self._outcome = capture(self._put_all)
         try:
-            for item in self._source:
-                self._put(item)
-        except BaseException as error:  # noqa: BLE001 - raised again in the consumer
-            self._error = error
-        finally:
             if hasattr(self._source, "close"):
                 self._source.close()
+        finally:
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
+
+    def _put_all(self) -> None:
+        for item in self._source:
+            self._put(item)
 
     def _put(self, item: _T) -> None:
         with self._changed:

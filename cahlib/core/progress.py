@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from cahlib.core.background import BackgroundLoop
 from cahlib.core.records import Stats
 
 _log = logging.getLogger(__name__)
@@ -106,29 +107,25 @@ def report_progress(
     ``hours``, unless that is 0. An error of the listener, such as a closed terminal, does not end
     the run.
     """
-    started, ended = time.monotonic(), threading.Event()
+    started = time.monotonic()
     limit = hours * 3600 or float("inf")
 
     def report(finished: bool) -> float:
         elapsed = time.monotonic() - started
         try:
             listener(snapshot(elapsed, finished))
-        except Exception:  # noqa: BLE001 - a listener's error must not end the run
+        except Exception:  # noqa: BLE001 - guards one listener: its error must not end the run
             _log.exception("The progress of the run could not be reported.")
         return elapsed
 
-    def watch() -> None:
-        while not ended.wait(tick):
-            if report(False) > limit:
-                stop.set()
+    def look() -> None:
+        if report(False) > limit:
+            stop.set()
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
     try:
-        yield
+        with BackgroundLoop(tick, look):
+            yield
     finally:
-        ended.set()
-        watcher.join()
         report(True)
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import dask
 from distributed import Client
 
+from cahlib.core.background import BackgroundLoop, capture
 from cahlib.core.errors import MachineFault, RunError, ShardError
 from cahlib.core.records import Shard
 from cahlib.engine import cluster, wire
@@ -65,11 +66,12 @@ class RemoteEngine:
         self._jobs: dict[str, RemoteJob] = {}
         self._published = set[str]()  #: keys of the jobs that are published there
         self._finished: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._lost: Exception | None = None
+        self._lost: BaseException | None = None
         self._failing_since = 0.0  #: since when no machine takes jobs; 0: one does
         self._rejected = set[str]()  #: hosts that sent invalid messages
         self._lock = threading.RLock()
-        self._closing = threading.Event()
+        self._watcher = BackgroundLoop(0.1, self._watch, name="keeper")
+        self._closing = self._watcher.stopping
         self._file_sync = FileSync(address, self._closing.is_set)
         self._pulls = ThreadPoolExecutor(MAX_PULLS, thread_name_prefix="pull")
         self._client = connect(address)
@@ -78,7 +80,8 @@ class RemoteEngine:
         except BaseException:
             self._client.close(timeout=5)
             raise
-        self._watcher = threading.Thread(target=self._watch, name="keeper", daemon=True)
+        #: when the cluster last answered, and when its slots were last counted
+        self._answered, self._counted = time.monotonic(), 0.0
         self._watcher.start()
 
     def __len__(self) -> int:
@@ -175,8 +178,7 @@ class RemoteEngine:
 
     def close(self) -> None:
         """End running jobs and leave the cluster, in seconds even if it does not answer."""
-        self._closing.set()
-        self._watcher.join(_CLOSE_TIMEOUT)
+        self._watcher.stop(timeout=_CLOSE_TIMEOUT)
         self._pulls.shutdown(wait=False, cancel_futures=True)
         if self._client.status == "running":
             with suppress(*CONNECTION_ERRORS):
@@ -199,36 +201,37 @@ class RemoteEngine:
         self._find_published()
         self._count_slots()
 
-    def _watch(self) -> None:
-        """Watch the jobs and the connection until the end."""
-        last, counted = time.monotonic(), 0.0
-        while not self._closing.wait(0.1):
-            try:
-                if self._client.status in ("closed", "closing"):
-                    address = self._address
-                    self._client = self._connect(address)
-                    if address is not self._address:  # `move` was called meanwhile
-                        self._client.close(timeout=5)
-                        continue
-                    self._prepare_client()
-                if self._client.status == "running":
-                    if time.monotonic() > counted + 1:
-                        self._count_slots()
-                        counted = time.monotonic()
-                    self._check_jobs()
-                    self._send_jobs()
-                    last = time.monotonic()
-            except (*CONNECTION_ERRORS, RunError) as error:
-                _log.warning("%s: %s", self._address.address, error)
-            except Exception as error:  # noqa: BLE001 - unsuitable workers, or a bug
-                self._lost = error
+    def _watch(self) -> bool:
+        """Check the jobs and the connection; return whether an error has ended that."""
+        error = capture(self._look).exception()
+        if error and not isinstance(error, (*CONNECTION_ERRORS, RunError)):
+            self._lost = error  # unsuitable workers, or a bug
+            return True
+        if error:
+            _log.warning("%s: %s", self._address.address, error)
+        if time.monotonic() > self._answered + self._address.max_outage and not self._lost:
+            self._lost = RunError(
+                f"{self._address.address} has not answered for "
+                f"{self._address.max_outage / 60:.0f} minutes; finished work is kept, so run "
+                "the same command again to continue."
+            )
+        return False
+
+    def _look(self) -> None:
+        if self._client.status in ("closed", "closing"):
+            address = self._address
+            self._client = self._connect(address)
+            if address is not self._address:  # `move` was called meanwhile
+                self._client.close(timeout=5)
                 return
-            if time.monotonic() > last + self._address.max_outage and not self._lost:
-                self._lost = RunError(
-                    f"{self._address.address} has not answered for "
-                    f"{self._address.max_outage / 60:.0f} minutes; finished work is kept, so run "
-                    "the same command again to continue."
-                )
+            self._prepare_client()
+        if self._client.status == "running":
+            if time.monotonic() > self._counted + 1:
+                self._count_slots()
+                self._counted = time.monotonic()
+            self._check_jobs()
+            self._send_jobs()
+            self._answered = time.monotonic()
 
     def _count_slots(self) -> None:
         found = cluster.worker_slots(self._client, self._address)

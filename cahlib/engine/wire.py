@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
+from cahlib.core.background import capture
 from cahlib.core.errors import (
     ConfigError,
     MachineFault,
@@ -124,22 +125,23 @@ def decode_report(data: object) -> tuple[str, dict[str, Any]]:
 
 def run_and_encode(act: Callable[[], JobResult]) -> bytes:
     """Return the encoded result of a job; an exception is a result too."""
-    try:
-        return encode(act())
-    except Exception as error:  # noqa: BLE001 - the job's own error, or a bug, for the driver to judge
-        known = next((each for each in type(error).__mro__ if each.__name__ in JOB_ERRORS), None)
-        if known is None and is_disk_full(error):
-            return encode(
-                JobResult(error="RunError", message=str(disk_full_error("a machine that scrapes")))
-            )
-        if known is None and (fault := describe_machine_fault(error)):
-            return encode(JobResult(error="MachineFault", message=f"{fault} ({error})"))
-        if known is None:  # a bug, so its traceback is needed
-            progress = "".join(traceback.format_exception(error))
-            return encode(
-                JobResult(error=type(error).__name__, message=f"{error}\n{progress[-1500:]}")
-            )
-        return encode(JobResult(error=known.__name__, message=str(error)))
+    encoded = capture(lambda: encode(act()))
+    error = encoded.exception()
+    if not isinstance(error, Exception):
+        return encoded.result()
+    return encode(_failure(error))
+
+
+def _failure(error: Exception) -> JobResult:
+    known = next((each for each in type(error).__mro__ if each.__name__ in JOB_ERRORS), None)
+    if known is None and is_disk_full(error):
+        return JobResult(error="RunError", message=str(disk_full_error("a machine that scrapes")))
+    if known is None and (fault := describe_machine_fault(error)):
+        return JobResult(error="MachineFault", message=f"{fault} ({error})")
+    if known is None:  # a bug, so its traceback is needed
+        trace = "".join(traceback.format_exception(error))
+        return JobResult(error=type(error).__name__, message=f"{error}\n{trace[-1500:]}")
+    return JobResult(error=known.__name__, message=str(error))
 
 
 def decode_result(data: object) -> JobResult:

@@ -14,6 +14,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+from cahlib.core.background import capture
+
 _T = TypeVar("_T")
 
 #: Seconds between ticks.
@@ -92,15 +94,12 @@ class _GeneratorThread(Generic[_T]):
             self._loop.call_soon_threadsafe(act)
 
     def _run(self) -> None:
-        error: BaseException | None = None
-        try:
-            asyncio.run(self._iterate())
-        except asyncio.CancelledError as caught:
+        error = capture(lambda: asyncio.run(self._iterate())).exception()
+        if isinstance(error, asyncio.CancelledError):
+            cause, error = error, None
             if not self._closed:  # otherwise missing items would go unnoticed
                 error = RuntimeError("the generator was cancelled from within")
-                error.__cause__ = caught
-        except BaseException as caught:  # noqa: BLE001 - raised again in the consumer
-            error = caught
+                error.__cause__ = cause
         self._items.put(_End(error))
 
     async def _iterate(self) -> None:

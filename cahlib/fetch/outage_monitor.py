@@ -43,7 +43,7 @@ class OutageMonitor:
         self._timings, self._outages = timings, outages
         self._state = Connectivity(timings.quiet, time.monotonic())
         self._changed = asyncio.Event()
-        self._error: Exception | None = None
+        self._running: asyncio.Task[None] | None = None
 
     @contextmanager
     def track_request(self) -> Iterator[float]:
@@ -87,7 +87,8 @@ class OutageMonitor:
         return waited
 
     async def run(self) -> None:
-        """Detect outages and their ends until cancelled."""
+        """Detect outages and their ends until cancelled; an error is raised in each request."""
+        self._running = asyncio.current_task()
         try:
             while True:
                 await self._sleep(self._timings.quiet / 4)
@@ -99,9 +100,8 @@ class OutageMonitor:
                         await self._sleep(self._timings.quiet)
                     elif before:
                         await self._sleep(self._timings.retry)
-        except Exception as error:  # noqa: BLE001 - raised again in each waiting request
-            self._error = error
-            self._notify()
+        finally:
+            asyncio.get_running_loop().call_soon(self._notify)  # then the task has its error
 
     async def _send_probe(self) -> bool:
         """Send a probe and record its result; return whether it was answered."""
@@ -141,8 +141,8 @@ class OutageMonitor:
 
     async def _wait_change(self) -> None:
         """Wait for a change of state; raise the error that ended the monitor, if any."""
-        if self._error is not None:
-            raise self._error
+        if self._running and self._running.done() and not self._running.cancelled():
+            self._running.result()
         await self._changed.wait()
 
     def _notify(self) -> None:

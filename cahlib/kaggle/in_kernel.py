@@ -8,16 +8,17 @@ from __future__ import annotations
 import os
 import signal
 import tarfile
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from cahlib.core import status
+from cahlib.core.background import BackgroundLoop
 from cahlib.core.errors import ConfigError
 from cahlib.dataset.layout import SESSION
 
@@ -60,17 +61,18 @@ def receive_settings(
         if not (home / "run" / "ledger.sqlite").exists():  # else the cell is run once more
             with tarfile.open(state) as pack:
                 pack.extractall(home, filter="data")
-    threading.Thread(target=stop_when_full, args=(home,), daemon=True).start()
+    BackgroundLoop(_LOOK, partial(stop_when_full, home), at_once=True).start()
     return settings
 
 
-def stop_when_full(home: Path, most: int = MAX_OUTPUT, pause: float = _LOOK) -> None:
-    """Stop the run, as Ctrl-C does, before its output exceeds the bytes that are kept."""
-    while _size(home.parent) < most:
-        time.sleep(pause)
+def stop_when_full(home: Path, most: int = MAX_OUTPUT) -> bool:
+    """Stop the run, as Ctrl-C does, if its output is near the bytes that are kept; return if so."""
+    if _size(home.parent) < most:
+        return False
     told = status.read_status(home / "run")
     if status.is_alive(told):
         os.kill(int(told["pid"]), signal.SIGTERM)
+    return True
 
 
 def _size(folder: Path) -> int:

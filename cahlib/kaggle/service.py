@@ -14,11 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cahlib.core.background import capture
 from cahlib.core.errors import ConfigError, RunError
 
 _T = TypeVar("_T")
@@ -275,24 +277,17 @@ def _secluded() -> Iterator[None]:
 
 def _within(seconds: float, call: Callable[[], _T]) -> _T:
     """Return the result of a call; one that hangs is abandoned on its thread."""
-    done: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            done.put((True, call()))
-        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-            done.put((False, error))
-
-    threading.Thread(target=work, daemon=True, name="kaggle").start()
+    done: queue.SimpleQueue[Future[_T]] = queue.SimpleQueue()
+    work = threading.Thread(target=lambda: done.put(capture(call)), daemon=True, name="kaggle")
+    work.start()
     try:
-        good, result = done.get(timeout=seconds)
+        outcome = done.get(timeout=seconds)
     except queue.Empty:
         raise KaggleUnavailable(f"Kaggle did not answer within {seconds:.0f} seconds.") from None
-    if good:
-        return result  # type: ignore[no-any-return]
-    if (known := _translated(result)) is result:
-        raise result
-    raise known from result
+    error = outcome.exception()
+    if error is None or (known := _translated(error)) is error:
+        return outcome.result()
+    raise known from error
 
 
 def _translated(error: BaseException) -> BaseException:

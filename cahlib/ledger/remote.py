@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cahlib.core.atomic import write_file
+from cahlib.core.background import BackgroundLoop
 from cahlib.core.errors import ConfigError, RunError, ShardError
 from cahlib.core.records import Judged, Shard, Stats
 from cahlib.core.secret_store import nickname_secret, secret_path, write_secret
@@ -67,8 +68,7 @@ class RemoteLedger:
         #: held while the tracker grants a lease or ends one: no report crosses a new lease of its
         #: shard, nor is it discarded once that lease is recorded
         self._exchange = threading.Lock()
-        self._closed, self._due = threading.Event(), threading.Event()
-        self._reporter = threading.Thread(target=self._report, daemon=True)
+        self._reporter = BackgroundLoop(options.heartbeat_seconds, self._report)
         #: called with a parcel that the tracker rejects
         self.on_rejected_parcel: Callable[[dict[str, Any]], None] = lambda parcel: None
         #: returns the similarities of a shard's pairs in this dataset, by uid
@@ -101,9 +101,7 @@ class RemoteLedger:
                 self._reports.finish(id, "release")  # the next launch ends the committed ones
             for shard in self._ledger.in_state("todo", "leased"):
                 self._ledger.forget(shard)
-        self._closed.set()
-        self._due.set()
-        self._reporter.join()
+        self._reporter.stop()
         self._send_all()
 
     def fill(self, list_shards: Callable[[Callable[[], Sequence[Shard]]], Iterable[Shard]]) -> None:
@@ -172,7 +170,7 @@ class RemoteLedger:
         with self._reports:
             self._reports.finish(shard.id, "complete")
             self._ledger.mark_done(shard)
-        self._due.set()
+        self._reporter.wake()
 
     def deliver(self, shard: Shard, parcel: dict[str, Any], stats: Stats) -> None:
         """Report that a shard's parcel is uploaded; without a lease the parcel is rejected."""
@@ -186,7 +184,7 @@ class RemoteLedger:
                 self._ledger.forget(shard)
         if not held:
             self.on_rejected_parcel(parcel)
-        self._due.set()
+        self._reporter.wake()
 
     def has_pair(self, uid: str) -> bool:
         """Return whether this pair is in a dataset already: this run's or another's."""
@@ -249,7 +247,7 @@ class RemoteLedger:
         with self._reports:
             report = PendingReport(number=leased.number, parcel=leased.parcel)
             if not self._reports.start(shard.id, report):
-                self._due.set()  # the report of the expired lease ends this one as well
+                self._reporter.wake()  # the report of the expired lease ends this one as well
                 return
             self._ledger.add([shard])  # already there if its lease expired while it is in work
             if not self._ledger.is_done(shard):
@@ -258,13 +256,13 @@ class RemoteLedger:
                 self._ledger.release(shard, "")
             else:
                 self._reports.finish(shard.id, "complete")
-                self._due.set()
+                self._reporter.wake()
 
     def _end_lease(self, shard: Shard, act: str, *, reason: str = "") -> None:
         with self._reports:  # or it could be leased again before it is forgotten
             self._reports.finish(shard.id, act, reason=reason)
             self._ledger.forget(shard)
-        self._due.set()
+        self._reporter.wake()
 
     def _storage_answered(self) -> None:
         with self._lock:
@@ -300,15 +298,12 @@ class RemoteLedger:
         return True
 
     def _report(self) -> None:
-        """Send reports as they become due, and heartbeats."""
-        while not self._closed.is_set():
-            self._due.wait(self._options.heartbeat_seconds)
-            self._due.clear()
-            if self._send_due():
-                self._heartbeat()
-            else:
-                self._closed.wait(min(self._options.heartbeat_seconds, 5))
-                self._due.set()
+        """Send the reports that are due, and a heartbeat."""
+        if self._send_due():
+            self._heartbeat()
+        else:
+            self._reporter.stopping.wait(min(self._options.heartbeat_seconds, 5))
+            self._reporter.wake()
 
     def _heartbeat(self) -> None:
         numbers = {report.number for report in self._reports.in_progress().values()}

@@ -11,11 +11,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 
+from cahlib.core.background import BackgroundLoop
 from cahlib.core.config import Job, Output, rename_former
 from cahlib.core.errors import CahError, RunError, missing_library_error
 from cahlib.core.secret_store import WATCHDOG_VARIABLE
@@ -66,9 +68,9 @@ class Panel:
         self._lookout, self._gauge = OrphanMonitor(), MachineMonitor(gpu=place.gpu)
         self._pictured = Path()  #: the run whose pairs are shown
         self._doing = set[str]()  #: what threads beside do
-        self._closed, self._wake = threading.Event(), threading.Event()
+        self._drawer = BackgroundLoop(_TICK, self._draw_now)
+        self._turned = 0.0  #: when the pairs and nodes were drawn
         self._changing, self._drawing = threading.Lock(), threading.RLock()
-        self._drawer: threading.Thread | None = None
         self._was_running = False
         self._watchers: list[Callable[[bool], None]] = []
         self.beside: list[widgets.Widget] = []  #: boxes that other cells show, freed with ours
@@ -196,13 +198,11 @@ class Panel:
     def watch(self) -> None:
         """Start updating the panel in a thread, and look up which crawls there are."""
         self._beside("crawls", lambda: self.form.suggest_crawls(index.crawl_names()))
-        self._drawer = threading.Thread(target=self._draw_on, daemon=True)
         self._drawer.start()
 
     def close(self) -> None:
         """Stop updating and close all widgets; the run continues."""
-        self._closed.set()
-        self._wake.set()
+        self._drawer.stop(timeout=0)
         with self._drawing:
             for box in (self.box, *self.beside):
                 close_widgets(box)
@@ -301,22 +301,17 @@ class Panel:
 
     def _refresh(self) -> None:
         """Have everything drawn now, by the thread that draws; without one, here."""
-        if self._drawer:
-            self._wake.set()
+        self._turned = 0.0
+        if self._drawer.is_running():
+            self._drawer.wake()
         else:
             self.draw()
 
-    def _draw_on(self) -> None:
-        turned = 0.0
-        while not self._closed.is_set():
-            woken = self._wake.wait(_TICK)
-            self._wake.clear()
-            turn = woken or time.monotonic() - turned >= _TURN
-            turned = time.monotonic() if turn else turned
-            try:
-                self.draw(turned=turn)
-            except Exception as error:  # noqa: BLE001 - the next update may succeed
-                self._fault(error)
+    def _draw_now(self) -> None:
+        turn = time.monotonic() - self._turned >= _TURN
+        if turn:
+            self._turned = time.monotonic()
+        self._attempt(partial(self.draw, turned=turn))
 
     def _beside(self, what: str, work: Callable[[], None]) -> None:
         """Do something in a thread; a click while it is being done is one too many."""
@@ -376,22 +371,23 @@ class Panel:
 
         def clicked(*_: Any) -> None:
             self._say("")
-            try:
-                try:
-                    action()
-                except ModuleNotFoundError as error:
-                    raise missing_library_error(error, "gpu") from error
-            except CahError as error:
-                self.form.blame(error)
-                self._say(str(error), bad=True)  # too: the field may be folded away
-            except Exception as error:  # noqa: BLE001 - a click's error must be shown
-                self._fault(error)
+            self._attempt(action)
 
         return clicked
 
-    def _fault(self, error: Exception) -> None:
-        _LOG.error("a fault in the notebook", exc_info=error)
-        self._say(f"A bug in cahlib: {type(error).__name__}: {error}", bad=True)
+    def _attempt(self, action: Callable[[], None]) -> None:
+        """Call an action and show its error, which must not end the panel."""
+        try:
+            try:
+                action()
+            except ModuleNotFoundError as error:
+                raise missing_library_error(error, "gpu") from error
+        except CahError as error:
+            self.form.blame(error)
+            self._say(str(error), bad=True)  # too: the field may be folded away
+        except Exception as error:  # noqa: BLE001 - guards one click or drawing: its error is shown
+            _LOG.error("a fault in the notebook", exc_info=error)
+            self._say(f"A bug in cahlib: {type(error).__name__}: {error}", bad=True)
 
 
 def _button(title: str, clicked: Callable[..., None], *, style: str = "") -> widgets.Button:

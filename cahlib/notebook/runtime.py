@@ -153,12 +153,20 @@ def _kept(module: str) -> str:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError:
         return ""
+    # offline, or an answer that is none of the service's
+    unavailable: tuple[type[Exception], ...] = (OSError, ValueError, *_exceptions_of(found))
     try:
         if module == "kaggle_secrets":
             return str(found.UserSecretsClient().get_secret(TOKEN_VARIABLE) or "")
         return str(found.get(TOKEN_VARIABLE) or "")
-    except Exception:  # noqa: BLE001 - each has errors of its own; all mean that there is none
+    except unavailable:
         return ""
+
+
+def _exceptions_of(module: Any) -> tuple[type[Exception], ...]:
+    """Return the exceptions that a notebook's module defines, and Colab's base of more of them."""
+    known = [*vars(module).values(), getattr(getattr(module, "errors", None), "Error", None)]
+    return tuple(x for x in known if isinstance(x, type) and issubclass(x, Exception))
 
 
 def require_internet(place: Runtime, *, host: str = "data.commoncrawl.org") -> None:

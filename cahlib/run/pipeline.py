@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, groupby, islice
 from operator import itemgetter
 from typing import Any, TypeAlias
 
 from cahlib import __version__
 from cahlib.core import status
+from cahlib.core.background import capture
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, RunError, ShardError, folder_errors
 from cahlib.core.lists import load_hashes
@@ -140,7 +143,7 @@ class _InWork:
 
 
 #: The images of a parcel, or why it has none.
-_Opened: TypeAlias = tuple[_InWork, Iterable[Image] | Exception]
+_Opened: TypeAlias = tuple[_InWork, Future[Iterable[Image]]]
 
 #: A judged image, the error that ends its shard, or None at the shard's end.
 _Step: TypeAlias = tuple[_InWork, Judged | Exception | None]
@@ -254,13 +257,12 @@ class _Work:
     def _open(self, scraped: Iterable[_InWork]) -> Iterator[_Opened]:
         """Check a parcel and find its images while the model is busy with the one before it."""
         for work in scraped:
-            try:
-                parcels.check_parcel(work.parcel)
-                ours = not self._ledger.get_parcel(work.parcel.shard)
-                images = parcels.read_images(work.parcel, trusted=ours)
-                yield work, chain(list(islice(images, 1)), images)
-            except Exception as error:  # noqa: BLE001 - reported when the shard's turn comes
-                yield work, error
+            yield work, capture(partial(self._images, work.parcel))
+
+    def _images(self, parcel: Parcel) -> Iterable[Image]:
+        parcels.check_parcel(parcel)
+        images = parcels.read_images(parcel, trusted=not self._ledger.get_parcel(parcel.shard))
+        return chain(list(islice(images, 1)), images)
 
     def _judge(self, opened: Iterable[_Opened], loaded: Scorer) -> Iterator[_Step]:
         """Judge the images of each parcel, in the order of the pages."""
@@ -268,9 +270,7 @@ class _Work:
             if self._stop.is_set():
                 return  # the parcel stays for the next launch
             try:
-                if isinstance(images, Exception):
-                    raise images
-                for judged in self._judged(work, images, loaded):
+                for judged in self._judged(work, images.result(), loaded):
                     self._latest.offer(judged)
                     yield work, judged
                 yield work, None
@@ -279,7 +279,7 @@ class _Work:
             except ShardError as error:  # the parcel is damaged: the shard is scraped again
                 parcels.delete_parcel(self._parcels, work.parcel.shard)
                 yield work, error
-            except Exception as error:  # noqa: BLE001 - a failed shard must not end the run
+            except Exception as error:  # noqa: BLE001 - guards one shard: its failure is recorded
                 yield work, error
 
     def _judged(self, work: _InWork, images: Iterable[Image], loaded: Scorer) -> Iterator[Judged]:
@@ -304,8 +304,9 @@ class _Work:
         for work, of_shard in groupby(steps, key=itemgetter(0)):
             shard = work.parcel.shard
             self._known.begin_shard()
-            try:
-                sealed = write_shard(
+            written = capture(
+                partial(
+                    write_shard,
                     self._folder,
                     _items(item for _, item in of_shard),
                     parcel=work.parcel,
@@ -313,13 +314,14 @@ class _Work:
                     stats=work.stats,
                     again=self._known.find_duplicate,
                 )
-            except (CahError, Abandoned):
-                raise
-            except Exception as error:  # noqa: BLE001 - a failed shard must not end the run
+            )
+            error = written.exception()
+            if isinstance(error, Exception) and not isinstance(error, CahError | Abandoned):
                 self._in_work.pop(shard.id, None)
                 known = error.args[0] if isinstance(error, _Failed) else error
                 self._failures.failed(shard, known)
                 continue
+            sealed = written.result()
             commit_shards(self._folder, self._ours, [shard.id])
             add_tar(self._folder, sealed)
             self._ledger.commit(shard, read_uids(self._folder, sealed), sealed.stats)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
+from cahlib.core.background import BackgroundLoop
 from cahlib.core.errors import RunError, Stopped
 from cahlib.engine.cluster import WorkerState, is_worker_of
 from cahlib.engine.remote import CONNECTION_ERRORS, RemoteEngine
@@ -94,26 +95,26 @@ class HealthMonitor:
         self._last_error = ""
         self._replacements_left = max(rules.min_replacements, len(provisioner.plan.first))
         self._creating = threading.Lock()  #: held while servers are created
-        self._ended = threading.Event()
+        self._loop = BackgroundLoop(rules.interval, self._look, name="watch")
+        self._ended = self._loop.stopping
 
-    def work(self) -> None:
-        """Check until the end."""
-        while not self._ended.wait(self._rules.interval):
-            try:
-                self.check()
-            except (
-                *CONNECTION_ERRORS,
-                RunError,
-            ) as error:  # the cloud does not answer: perhaps we are offline
-                if str(error) != self._last_error:
-                    self._last_error = str(error)
-                    self._report(self._last_error)
+    def start(self) -> None:
+        """Start checking."""
+        self._loop.start()
 
     def end(self) -> None:
         """Stop creating servers; do not wait for those that are being set up."""
-        self._ended.set()
+        self._loop.stop(timeout=0)
         with self._creating:
             pass
+
+    def _look(self) -> None:
+        try:
+            self.check()
+        except (*CONNECTION_ERRORS, RunError) as error:  # perhaps we are offline
+            if str(error) != self._last_error:
+                self._last_error = str(error)
+                self._report(self._last_error)
 
     def check(self) -> None:
         """Check every node once; raise RunError if the cloud does not answer."""
@@ -268,8 +269,7 @@ def _is_head(server: Server) -> bool:
 @contextmanager
 def monitored(watch: HealthMonitor) -> Iterator[None]:
     """Monitor while the block runs."""
-    thread = threading.Thread(target=watch.work, name="watch", daemon=True)
-    thread.start()
+    watch.start()
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cahlib.core.background import BackgroundLoop
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.progress import NodeStatus, SwarmStatus
 from cahlib.core.secret_store import run_name, secret_path
@@ -329,30 +330,26 @@ def _cost_limited(
     Servers that still exist when that hour begins are deleted: the run may still have a shard to
     judge and to upload, for which it needs no servers.
     """
-    ended, ceiling = threading.Event(), config.limits.max_cost or math.inf
+    ceiling = config.limits.max_cost or math.inf
 
-    def watch() -> None:
-        while not ended.wait(_COST_INTERVAL):
-            spent = provisioner.spent
-            if spent(ahead=_DRAIN_TIMEOUT) > ceiling and not provisioner.stop.is_set():
-                provisioner.stop.set()  # before the report, for which there may be no terminal
-                currency = provisioner.plan.currency
-                with suppress(OSError, ValueError):
-                    report(f"the cost limit of {currency} {ceiling:.2f} is near; finishing.")
-            if spent(ahead=_DELETE_BEFORE) > max(ceiling, spent()):
-                with suppress(OSError):  # this machine's disk is full
-                    _keep_logs(provisioner, keys, config)
-                with suppress(RunError):  # deleted again at the end, where the error is reported
-                    provisioner.down(late=config.late)
-                    return
+    def look() -> bool:
+        """Return whether the servers are deleted."""
+        spent = provisioner.spent
+        if spent(ahead=_DRAIN_TIMEOUT) > ceiling and not provisioner.stop.is_set():
+            provisioner.stop.set()  # before the report, for which there may be no terminal
+            currency = provisioner.plan.currency
+            with suppress(OSError, ValueError):
+                report(f"the cost limit of {currency} {ceiling:.2f} is near; finishing.")
+        if spent(ahead=_DELETE_BEFORE) > max(ceiling, spent()):
+            with suppress(OSError):  # this machine's disk is full
+                _keep_logs(provisioner, keys, config)
+            with suppress(RunError):  # deleted again at the end, where the error is reported
+                provisioner.down(late=config.late)
+                return True
+        return False
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
+    with BackgroundLoop(_COST_INTERVAL, look):
         yield
-    finally:
-        ended.set()
-        watcher.join()
 
 
 @contextmanager

@@ -9,8 +9,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from queue import Empty, SimpleQueue
 
+from cahlib.core.background import capture
 from cahlib.core.errors import RunError, Stopped
 from cahlib.swarm.install import NotReady
 from cahlib.swarm.provider import Server
@@ -35,7 +37,7 @@ class Startup:
         self._head: Login | None = None
         self._logins: dict[str, Login] = {}
         self._pending: set[str] = set()
-        self._errors: dict[str, Exception] = {}
+        self._errors: dict[str, BaseException] = {}
         self._todo: SimpleQueue[Login] = SimpleQueue()
         self._threads = 0
         self._changed = threading.Condition()
@@ -74,7 +76,7 @@ class Startup:
         with self._changed:
             return [n for n in self._logins if n not in self._pending and n not in self._errors]
 
-    def errors(self) -> dict[str, Exception]:
+    def errors(self) -> dict[str, BaseException]:
         """Return why servers did not become nodes, by name."""
         with self._changed:
             return dict(self._errors)
@@ -100,11 +102,7 @@ class Startup:
     def _process(self, login: Login) -> None:
         while True:
             head = self._head
-            error: Exception | None = None
-            try:
-                self._set_up(login, head or login)
-            except Exception as caught:  # noqa: BLE001 - guards one server's setup; `errors` returns it
-                error = caught
+            error = capture(partial(self._set_up, login, head or login)).exception()
             with self._changed:
                 if error is None and head != self._head:
                     continue  # it has joined a former head
@@ -208,7 +206,7 @@ def _remove_failed(
             startup.forget(each.name)
 
 
-def common_failure(servers: Sequence[Server], errors: dict[str, Exception]) -> str:
+def common_failure(servers: Sequence[Server], errors: dict[str, BaseException]) -> str:
     """Return the error that a command raised on every server; "" if they differ.
 
     A server may fail to answer by chance; a command that fails everywhere would fail again.

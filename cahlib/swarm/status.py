@@ -7,15 +7,15 @@ the heartbeat at the cloud.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from itertools import count
+from functools import partial
 from typing import Any, TypeAlias
 
+from cahlib.core.background import BackgroundLoop
 from cahlib.core.errors import RunError
 from cahlib.core.progress import NodeStatus, RateMeter, SwarmStatus, Transient
 from cahlib.core.records import Stage, Stats
@@ -148,7 +148,9 @@ class StatusMonitor:
         self._steps: dict[str, str] = {}
         self._logs: dict[str, str] = {}
         self._speeds: dict[str, RateMeter] = {}
-        self._ended = threading.Event()
+        self._listed_at, self._heartbeat_at = time.monotonic(), -math.inf
+        self._reported = ""  #: of the progress of the setup
+        self._turn = 0  #: of the nodes whose logs are read
 
     def step(self, name: str, step: str) -> None:
         """Note that a node begins a step of its setup."""
@@ -177,40 +179,30 @@ class StatusMonitor:
         )
 
     def look(self, report: Callable[[str], None]) -> None:
-        """Update the status until the end; ``report`` gets the progress of the setup."""
-        asked, marked, before = time.monotonic(), -math.inf, ""
-        while not self._ended.wait(_REFRESH_INTERVAL):
-            with suppress(RunError):  # the cloud does not answer: its last answer stays
-                if time.monotonic() > asked + max(
-                    _LIST_INTERVAL, len(self._provisioner.listed) / 5
-                ):
-                    asked = time.monotonic()
-                    self._provisioner.servers()
-                if self._provisioner.listed and time.monotonic() > marked + _HEARTBEAT_INTERVAL:
-                    marked = time.monotonic()
-                    self._provisioner.heartbeat()
-            self.write()
-            if not self._engine and (now := startup_progress(self._swarm_status.nodes)) != before:
-                before = now
-                report(now)
+        """Update the status; ``report`` gets the progress of the setup."""
+        listed, now = self._provisioner.listed, time.monotonic()
+        with suppress(RunError):  # the cloud does not answer: its last answer stays
+            if now > self._listed_at + max(_LIST_INTERVAL, len(listed) / 5):
+                self._listed_at = now
+                self._provisioner.servers()
+            if self._provisioner.listed and now > self._heartbeat_at + _HEARTBEAT_INTERVAL:
+                self._heartbeat_at = now
+                self._provisioner.heartbeat()
+        self.write()
+        progress = startup_progress(self._swarm_status.nodes)
+        if not self._engine and progress != self._reported:
+            self._reported = progress
+            report(progress)
 
-    def read(self) -> None:
-        """Read the ends of the logs until the end, one node at a time."""
-        for turn in count():
-            if self._ended.wait(_REFRESH_INTERVAL):
-                return
-            names = [
-                name for name in self._provisioner.listed if self._step(name) in ("up", "absent")
-            ]
-            if names:
-                name = names[turn % len(names)]
-                server = self._provisioner.listed.get(name)
-                if server and (line := _last_log_line(_login(server, self._keys))):
-                    self._logs[name] = line
-
-    def end(self) -> None:
-        """End the updates."""
-        self._ended.set()
+    def read_log(self) -> None:
+        """Read the end of the log of one node, the next one each time."""
+        names = [name for name in self._provisioner.listed if self._step(name) in ("up", "absent")]
+        if names:
+            name = names[self._turn % len(names)]
+            server = self._provisioner.listed.get(name)
+            if server and (line := _last_log_line(_login(server, self._keys))):
+                self._logs[name] = line
+        self._turn += 1
 
     def _step(self, name: str) -> str:
         step = self._steps.get(name, "made")
@@ -251,18 +243,14 @@ def status_monitored(
 ) -> Iterator[StatusMonitor]:
     """Monitor a run's servers while the block runs."""
     view = StatusMonitor(provisioner, keys, swarm_status)
-    threads = [
-        threading.Thread(target=view.look, args=(report,), name="view", daemon=True),
-        # its own thread, since a node that does not answer blocks for a while
-        threading.Thread(target=view.read, name="logs", daemon=True),
-    ]
-    for thread in threads:
-        thread.start()
+    # a thread of its own, since a node that does not answer blocks for a while
+    logs = BackgroundLoop(_REFRESH_INTERVAL, view.read_log, name="logs")
+    logs.start()
     try:
-        yield view
+        with BackgroundLoop(_REFRESH_INTERVAL, partial(view.look, report), name="view"):
+            yield view
     finally:
-        view.end()
-        threads[0].join()
+        logs.stop(timeout=0)
         swarm_status.nodes, swarm_status.spent, swarm_status.hourly = (
             (),
             provisioner.spent(),

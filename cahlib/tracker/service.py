@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request
 
+from cahlib.core.background import BackgroundLoop
 from cahlib.ledger.database import Database, DatabaseUnavailable
 from cahlib.tracker import standings, statistics
 from cahlib.tracker.leases import LeaseStore
@@ -115,18 +116,15 @@ class Service:
         self.leasing: dict[
             str, object
         ] = {}  #: by the secrets of workers whose lease calls are in progress
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run_background, daemon=True)
+        self._upkeep = BackgroundLoop(settings.tick, self._keep_up, at_once=True)
 
     def start(self) -> None:
         """Start expiring leases and recording history."""
-        self._thread.start()
+        self._upkeep.start()
 
     def close(self) -> None:
         """Stop, and close the database."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._upkeep.stop()
         self.threads.shutdown()
         self.database.close()
 
@@ -142,15 +140,12 @@ class Service:
             time=now,
         )
 
-    def _run_background(self) -> None:
-        while True:
-            try:
-                self.leases.expire()
-                statistics.record_history(self.database, self.clock())
-            except DatabaseUnavailable as error:
-                _log.warning("%s", error)
-            if self._stop.wait(self.settings.tick):
-                return
+    def _keep_up(self) -> None:
+        try:
+            self.leases.expire()
+            statistics.record_history(self.database, self.clock())
+        except DatabaseUnavailable as error:
+            _log.warning("%s", error)
 
 
 def get_service(request: Request) -> Service:

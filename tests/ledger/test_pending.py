@@ -119,7 +119,7 @@ class DyingShared(RemoteLedger):
     """Sends nothing by itself: its test says when."""
 
     def _report(self):
-        self._closed.wait()
+        pass
 
     def _save(self, reports):
         self._ledger.fuse.burn()
@@ -401,8 +401,7 @@ class Hostile(RuleBasedStateMachine):
 
     def kill(self):
         self.world.fuse.left = 0
-        self.worker._closed.set()
-        self.worker._reporter.join()
+        self.worker._reporter.stop()
         self.world.ledger.close()
         self.worker = None
         self.hands.clear()
@@ -595,9 +594,7 @@ def test_threads_that_are_held_up_anywhere_lose_no_lease(place, kind, monkeypatc
     with shaken(pending, remote):
         busy.worker = world.launch(heartbeat_seconds=0.01)
         together(busy.lease, busy.work, busy.work, busy.rival)
-        assert busy.worker._reporter.is_alive()
-        busy.worker._closed.set()
-        busy.worker._due.set()
-        busy.worker._reporter.join()
+        assert busy.worker._reporter.is_running()
+        busy.worker._reporter.stop()
     world.check(busy.worker, done=busy.done)
     world.close()

@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on_with_its_leases_and_tells_what_it_had_not_told(
         first, second = remote.lease(), remote.lease()
         remote.commit(first, ["ab" * 16], one_pair())
         # Killed between commit and done: the reporter stops, nothing is given back.
-        remote._closed.set()
+        remote._reporter.stop()
         ledger.close()
         ledger, again = run.launch()
         with again:
@@ -187,8 +187,7 @@ def test_a_finished_shard_that_became_anothers_meanwhile_is_named(
         remote.__enter__()
         first = remote.lease()
         remote.commit(first, ["ab" * 16], one_pair())
-        remote._closed.set()  # killed before the tracker was told
-        remote._reporter.join()
+        remote._reporter.stop()  # killed before the tracker was told
         ledger.close()
         clock.now += 3600
         lease_store = app.state.service.leases

@@ -25,6 +25,17 @@ class UserSecretsClient:
         assert name == "HCLOUD_TOKEN"
         return {value!r}
 """
+COLAB_AWAY = """
+from google.colab import errors
+def get(name):
+    raise errors.MessageError("no answer")
+"""
+KAGGLE_AWAY = """
+class BackendError(Exception): pass
+class UserSecretsClient:
+    def get_secret(self, name):
+        raise {error}
+"""
 
 
 @pytest.fixture
@@ -67,6 +78,18 @@ def test_secrets_are_looked_for_in_the_notebooks_own_place_first(modules):
 def test_a_secret_that_is_not_there_or_not_allowed_is_as_none(modules):
     modules("google.colab.userdata", COLAB.format(kept={}))
     assert find_token({}) == ("", "")
+    modules("google.colab.errors", "class Error(Exception): pass\nclass MessageError(Error): pass")
+    modules("google.colab.userdata", COLAB_AWAY)
+    assert find_token({}) == ("", "")
+
+
+@pytest.mark.parametrize("error", ["BackendError", "ConnectionError", "ValueError"])
+def test_secrets_whose_service_is_away_are_as_none(modules, error):
+    modules("kaggle_secrets", KAGGLE_AWAY.format(error=error))
+    assert find_token({}) == ("", "")
+    modules("kaggle_secrets", KAGGLE_AWAY.format(error="ZeroDivisionError"))
+    with pytest.raises(ZeroDivisionError):
+        find_token({})
 
 
 def test_places_are_told_by_their_environment():
