@@ -5,11 +5,15 @@ each of these has a network of its own.
 """
 
 import contextlib
+import functools
 import gc
+import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -17,7 +21,7 @@ import pytest
 from hypothesis.internal.conjecture import providers
 
 from tests import quick
-from tests.world import forks
+from tests.world import forks, zygote
 from tests.world.isolation import isolate
 
 # What is imported for the tests stays: it is looked through neither now nor later (6 % of the CPU).
@@ -39,6 +43,8 @@ hypothesis.settings.register_profile(
     "fuzz", common, derandomize=False, max_examples=1000, print_blob=True
 )
 hypothesis.settings.load_profile("tests")
+
+_ZYGOTE = pytest.StashKey[zygote.Zygote]()
 
 _connect = socket.socket.connect
 
@@ -64,6 +70,27 @@ def pytest_configure(config):
         providers.is_local_module_file = lambda path: False
     if hasattr(config, "workerinput"):
         isolate()
+        if "zygote" in config.workerinput:  # for its fork server
+            multiprocessing.set_executable(config.workerinput["zygote"])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config, specs):
+    """Let the processes be forks of one that has all imported: 4 CPU seconds less for each."""
+    if config.getoption("quick") or "coverage" in sys.modules:  # these look at imports
+        return
+    folder = Path(tempfile.mkdtemp(prefix="zygote-"))
+    config.add_cleanup(functools.partial(shutil.rmtree, folder))
+    config.stash[_ZYGOTE] = zygote.Zygote(folder)
+    config.add_cleanup(config.stash[_ZYGOTE].close)
+    for spec in specs:
+        spec.python = str(config.stash[_ZYGOTE].interpreter)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    if _ZYGOTE in node.config.stash:
+        node.workerinput["zygote"] = str(node.config.stash[_ZYGOTE].interpreter)
 
 
 def pytest_collection(session):

@@ -68,9 +68,11 @@ def capture(call: Callable[[], _T]) -> Future[_T]:
     """
     future: Future[_T] = Future()
     try:
-        future.set_result(call())
+        result = call()
     except BaseException as error:  # noqa: BLE001 - raised again by ``result()``
         future.set_exception(error)
+    else:
+        future.set_result(result)
     try:
         return future
     finally:

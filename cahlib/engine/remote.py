@@ -80,8 +80,7 @@ class RemoteEngine:
         except BaseException:
             self._client.close(timeout=5)
             raise
-        #: when the cluster last answered, and when its slots were last counted
-        self._answered, self._counted = time.monotonic(), 0.0
+        self._answered, self._counted = time.monotonic(), 0.0  #: at its last answer; of its slots
         self._watcher.start()
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import logging
 import multiprocessing
 import os
 import runpy
@@ -145,15 +146,19 @@ def _handed(given: Any) -> int:
 
 
 def _become(line: list[str], env: dict[str, str], cwd: str, streams: list[int]) -> None:
-    """Be a Python that was started by this line; what it shares with a fork is undone."""
     os.setsid()
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    become(line, env, cwd)
+
+
+def become(line: list[str], env: dict[str, str], cwd: str) -> None:
+    """Be a Python that was started by this line; what it shares with a fork is undone."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     os.environ.clear()
@@ -174,12 +179,20 @@ def _become(line: list[str], env: dict[str, str], cwd: str, streams: list[int]) 
         atexit._run_exitfuncs()
 
 
-if multiprocessing.parent_process() is None and "forkserver" in " ".join(sys.orig_argv):
+def load() -> None:
+    """Import what forks need; there must be no thread but this."""
     gc.disable()
-    for _module in _LOADED:
-        importlib.import_module(_module)
+    handler = logging.NullHandler()  # as a command has one by then; else Dask logs by its own
+    logging.getLogger().addHandler(handler)
+    for module in _LOADED:
+        importlib.import_module(module)
+    logging.getLogger().removeHandler(handler)
     gc.freeze()  # a fork that looked through all of it would copy all of it
     gc.enable()
     # pyarrow's jemalloc has one of its own, which it starts anew in a fork
-    _threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
-    assert len(_threads - {"jemalloc_bg_thd"}) == 1, "in a fork no other thread goes on"
+    threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+    assert len(threads - {"jemalloc_bg_thd"}) == 1, "in a fork no other thread goes on"
+
+
+if multiprocessing.parent_process() is None and "forkserver" in " ".join(sys.orig_argv):
+    load()

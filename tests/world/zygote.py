@@ -1,0 +1,154 @@
+"""The zygote: a process that has imported what tests need, and of which other Pythons are forks.
+
+To import torch, Dask and the rest takes 4 CPU seconds, and each of pytest-xdist's processes needs
+it twice: itself, and in its fork server (`tests.world.forks`). `Zygote` has it done once for all of
+them: its ``interpreter`` is an executable that takes the arguments of a Python (``-c CODE``), and
+is a fork of the zygote with the caller's files, environment and namespaces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tests.world import forks
+
+#: The most files that a Python is started with.
+_MOST_FILES = 64
+
+#: Waits for a fork of the zygote; what it was started with is the fork's alone.
+_INTERPRETER = """#!{python} -IS
+import json, os, signal, socket, sys
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # the fork receives it, too
+files = []
+for name in os.listdir("/proc/self/fd"):
+    try:
+        os.fstat(int(name))
+        files.append(int(name))
+    except OSError:  # of the listing itself
+        pass
+spaces = [os.open("/proc/self/ns/" + name, os.O_RDONLY) for name in ("net", "mnt")]
+zygote = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+zygote.connect({path!r})
+line = sys.argv[sys.argv.index("-c"):]
+told = dict(line=line, env=dict(os.environ), cwd=os.getcwd(), files=files)
+socket.send_fds(zygote, [json.dumps(told).encode()], [*spaces, *files])
+for number in (*spaces, *files):
+    os.close(number)
+code = int(zygote.recv(20) or 1)
+if code < 0:
+    signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+os._exit(code)
+"""
+
+
+class Zygote:
+    """A zygote that ends with this process, or when it is closed."""
+
+    def __init__(self, folder: Path) -> None:
+        place = str(folder / "zygote")
+        self.interpreter = folder / "python"
+        self.interpreter.write_text(_INTERPRETER.format(python=sys.executable, path=place))
+        self.interpreter.chmod(0o700)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(place)
+            listener.listen(64)
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", f"import {__name__} as it; it.serve({listener.fileno()})"],
+                stdin=subprocess.PIPE,
+                cwd=forks.ROOT,
+                pass_fds=[listener.fileno()],
+            )
+
+    def close(self) -> None:
+        """End it; its forks go on."""
+        self._process.communicate()
+
+
+def serve(number: int) -> None:
+    """Fork for whoever connects to this listener, until standard input ends."""
+    forks.load()
+    listener = socket.socket(fileno=number)
+    woken, wakes = os.pipe()
+    for each in (woken, wakes):
+        os.set_blocking(each, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakes)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    children: dict[int, socket.socket] = {}
+    while True:
+        ready, _, _ = select.select([0, woken, listener, *children.values()], [], [])
+        if 0 in ready:
+            os._exit(0)
+        if listener in ready:
+            _fork(listener.accept()[0], (listener.fileno(), woken, wakes), children)
+        for pid, caller in children.items():
+            if caller in ready:  # it was killed
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(BlockingIOError):
+            os.read(woken, 1024)
+        while children and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            with children.pop(ended[0]) as caller, contextlib.suppress(OSError):
+                caller.send(str(os.waitstatus_to_exitcode(ended[1])).encode())
+
+
+def _fork(caller: socket.socket, own: tuple[int, ...], children: dict[int, socket.socket]) -> None:
+    data, given, _, _ = socket.recv_fds(caller, 1 << 20, _MOST_FILES)
+    if (pid := os.fork()) == 0:
+        for number in (*own, caller.fileno(), *(each.fileno() for each in children.values())):
+            os.close(number)
+        _be(json.loads(data), given)
+    children[pid] = caller
+    for number in given:
+        os.close(number)
+
+
+def _be(told: dict[str, Any], given: list[int]) -> None:
+    """Be the Python that a caller started; never returns."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _enter(given[:2])
+        top = 1 + max(told["files"])
+        kept = [fcntl.fcntl(number, fcntl.F_DUPFD, top) for number in given[2:]]
+        for number in given:
+            os.close(number)
+        for number, target in zip(kept, told["files"], strict=True):
+            os.dup2(number, target)
+            os.close(number)
+        forks.become(told["line"], told["env"], told["cwd"])
+        code = 0
+    except SystemExit as exit:
+        code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except BaseException:  # noqa: BLE001 - printed, as at any end
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as at any end
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _enter(spaces: list[int]) -> None:
+    """Enter the caller's network and mounts, where they are others than the zygote's."""
+    libc = ctypes.CDLL(None, use_errno=True)  # os.setns is Python 3.12
+    for number, name in zip(spaces, ("net", "mnt"), strict=True):
+        if os.fstat(number).st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
+            if libc.setns(number, 0) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
