@@ -82,7 +82,7 @@ def _purge(chosen: argparse.Namespace) -> int:
     )  # fmt: skip
     if not (lists.hashes or lists.looks or lists.urls or lists.uids):
         raise MissingSetting("purge: give a list with --hashes, --looks, --urls or --uids.")
-    print(_removed(*_applied(purge(dataset_folder(chosen.dataset), lists))))
+    print(removed_sentence(*print_changes(purge(dataset_folder(chosen.dataset), lists))))
     return 0
 
 
@@ -104,7 +104,7 @@ def _dedup(chosen: argparse.Namespace) -> int:
     if not chosen.json:
         _print_found(chosen, found)
     if chosen.apply:
-        pairs, shards = _applied(remove_duplicates(folder, found))
+        pairs, shards = print_changes(remove_duplicates(folder, found))
     elif len(found.extra):
         print_note("Run it with --apply to remove them.")
     if chosen.json:
@@ -124,7 +124,7 @@ def _dedup(chosen: argparse.Namespace) -> int:
             }
         )
     elif chosen.apply:
-        print(_removed(pairs, shards))
+        print(removed_sentence(pairs, shards))
     return 0
 
 
@@ -173,7 +173,7 @@ def dataset_folder(dataset: str) -> Path:
     return Path(dataset)
 
 
-def _applied(changes: Iterable[ShardChange]) -> tuple[int, int]:
+def print_changes(changes: Iterable[ShardChange]) -> tuple[int, int]:
     """Make changes, and return how many pairs went out of how many shards."""
     from cahlib.core.wording import plural
 
@@ -185,7 +185,8 @@ def _applied(changes: Iterable[ShardChange]) -> tuple[int, int]:
     return pairs, shards
 
 
-def _removed(pairs: int, shards: int) -> str:
+def removed_sentence(pairs: int, shards: int) -> str:
+    """Return a sentence on what was removed."""
     from cahlib.core.wording import plural
 
     return f"Removed {plural(pairs, 'pair')} from {plural(shards, 'shard')}."

@@ -24,6 +24,7 @@ from cahlib.commands import (
     completion,
     guide,
     score,
+    select,
     swarm,
     tracker,
     worker,
@@ -186,6 +187,7 @@ def _parser() -> Parser:
     change_dataset.add(commands)
     score.add(commands)
     browse.add(commands)
+    select.add(commands)
     guide.add(commands)
     completion.add(commands, parser)
     for _, each in parser.commands():

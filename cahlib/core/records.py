@@ -104,6 +104,7 @@ class DropReason(Enum):
     SAME_MEANING = "same_meaning", Stage.JUDGE, "means the same as another image of the dataset"
     EVALUATION = "evaluation", Stage.JUDGE, "is like an image of an evaluation set"
     PURGED = "purged", Stage.JUDGE, "was purged from the finished dataset"
+    DESELECTED = "deselected", Stage.JUDGE, "was not selected from the finished dataset"
     PAIR_SEEN = "pair_seen", Stage.JUDGE, "already in the dataset from another shard"
 
     stage: Stage

@@ -155,8 +155,9 @@ class Evaluator:
         near = get_close_matches(name, self._by_lower, n=3)
         near += [each for each in self._by_lower if name in each and each not in near][:3]
         if near:
-            return f"did you mean {' or '.join(self._by_lower[each] for each in near)}?"
-        return f"there are {', '.join(self._columns)}."
+            names = (quote_name(self._by_lower[each]) for each in near)
+            return f"did you mean {' or '.join(names)}?"
+        return f"there are {', '.join(map(quote_name, self._columns))}."
 
     def _check_function(self, part: Mapping[str, Any], option: str) -> None:
         name = part["function_name"]
@@ -204,6 +205,11 @@ def shortened(expression: str) -> str:
     """Return an expression as messages show it: on one line, and not long."""
     text = " ".join(expression.split())
     return f"`{text if len(text) <= 80 else text[:79] + '…'}`"
+
+
+def quote_name(name: str) -> str:
+    """Return a column's name as SQL needs it: in quotes if it is not a plain word."""
+    return name if re.fullmatch(r"[A-Za-z_]\w*", name) else '"' + name.replace('"', '""') + '"'
 
 
 def is_number(kind: str) -> bool:

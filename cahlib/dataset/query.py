@@ -95,6 +95,11 @@ class PairQuery:
             if pa.types.is_integer(kind) or pa.types.is_floating(kind)
         ]
 
+    def quoted(self, expression: str) -> str:
+        """Return an expression as SQL has it: a column's name in quotes, for ``a-b`` is a minus."""
+        is_column = expression in self.columns
+        return '"' + expression.replace('"', '""') + '"' if is_column else expression
+
     def type_of(self, expression: str, option: str = "where") -> str:
         """Return the SQL type of an expression.
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cahlib.core import status
 from cahlib.core.config import Job
@@ -79,7 +80,7 @@ def apply_changes(folder: Path, what: str, why: RemovalRule) -> Iterator[ShardCh
     """Rewrite a dataset, and update the log of changes, the report and the card."""
     with change_dataset(folder):
         for change in rewrite_shards(folder, why):
-            _note(folder, what, change)
+            note_change(folder, what, change)
             yield change
 
 
@@ -124,16 +125,24 @@ def withdraw_pairs(folder: Path, uids: Set[str], url: str | None) -> None:
         _log.warning("%s pairs stay in %s, though another dataset has them too.", len(uids), url)
         return
     for change in rewrite_shards(folder, why):
-        _note(folder, "withdraw", change)
+        note_change(folder, "withdraw", change)
     if url:
         _bring(folder, url)
 
 
-def _note(folder: Path, what: str, change: ShardChange) -> None:
+def change_line(what: str, change: ShardChange, about: Mapping[str, Any] | None = None) -> bytes:
+    """Return the line of a change in the log of changes; ``about`` is added to it."""
     lost = {reason.value: n for reason, n in change.lost.items()}
     line = {"time": time.time(), "what": what, "shard": change.shard, "lost": lost}
+    return canonical_json(line | dict(about or {})) + b"\n"
+
+
+def note_change(
+    folder: Path, what: str, change: ShardChange, about: Mapping[str, Any] | None = None
+) -> None:
+    """Append the line of a change to the log of changes."""
     with disk_errors(folder), open(folder / CHANGES_FILE, "ab") as file:
-        file.write(canonical_json(line) + b"\n")
+        file.write(change_line(what, change, about))
 
 
 def changed_shards(place: str | Path) -> frozenset[str]:

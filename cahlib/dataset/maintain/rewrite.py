@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from cahlib.dataset.manifest import (
     require_dataset,
 )
 from cahlib.dataset.read_pairs import DAMAGE, extras_of, read_pairs, read_table
+from cahlib.dataset.storage.hashed_file import HashedFile
 from cahlib.dataset.write.columns import COLUMNS, REENCODED_FROM, Row
 from cahlib.dataset.write.formats import write_matrix
 from cahlib.dataset.write.shard_writer import (
@@ -64,29 +66,57 @@ def rewrite_shards(folder: Path, why: RemovalRule) -> Iterator[ShardChange]:
     return filter(None, (_tried(folder, manifest, why) for manifest in every))
 
 
-def _tried(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChange | None:
-    links = {p: p.resolve() for name in manifest.files if (p := folder / name).is_symlink()}
+def copy_shard(
+    folder: Path, manifest: ShardManifest, why: RemovalRule, target: Path
+) -> ShardManifest:
+    """Write the pairs of a shard for which there is no reason into another dataset's folder.
+
+    The manifest there counts the others as dropped. Raise RunError if the shard is damaged.
+    """
+    with _damage(manifest):
+        _, copied = _write_rest(folder, manifest, why, target)
+    return copied
+
+
+@contextmanager
+def _damage(manifest: ShardManifest) -> Iterator[None]:
+    """Turn the errors of reading a damaged shard into RunError."""
     try:
-        change = _exchange(folder, manifest, why)
+        yield
     except DAMAGE as error:
         raise RunError(
             f"shard {manifest.shard.id} cannot be read ({error}); see `cah verify`."
         ) from error
+
+
+def _tried(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChange | None:
+    links = {p: p.resolve() for name in manifest.files if (p := folder / name).is_symlink()}
+    with _damage(manifest):
+        lost, fresh = _write_rest(folder, manifest, why, folder)
+    change = None
+    if fresh is not manifest:
+        change = ShardChange(shard=manifest.shard.id, lost=lost, left=fresh.rows)
     for path, old in links.items() if change else ():
         if not path.is_symlink():
             _log.warning("%s was a link; %s still has what was removed.", path, old)
     return change
 
 
-def _exchange(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChange | None:
+def _write_rest(
+    folder: Path, manifest: ShardManifest, why: RemovalRule, target: Path
+) -> tuple[Counter[DropReason], ShardManifest]:
+    """Write the pairs that stay, unless all of them do and the target is the folder itself.
+
+    Return what was lost, and the new manifest or the same.
+    """
     rows, schema, layout = read_table(folder, manifest)
     reasons = [why(row) for row in rows]
     lost = Counter(reason for reason in reasons if reason)
     gallery = tuple(
         shown for shown in manifest.gallery if not why({**asdict(shown), "URL": shown.url})
     )
-    if not lost and gallery == manifest.gallery:
-        return None
+    if target == folder and not lost and gallery == manifest.gallery:
+        return lost, manifest
     extras = extras_of(manifest)
     added = [name for each in manifest.added for name in each.columns]
     others = {*COLUMNS, REENCODED_FROM, *added, *(name for _, name in extras)}
@@ -102,7 +132,7 @@ def _exchange(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardC
         added=tuple(schema.field(name) for name in added),
     )
     pair_stats = PairStats()
-    with ShardWriter(folder) as writer:
+    with ShardWriter(target) as writer:
         writer.open_formats(manifest.shard.id, spec)
         for row, pair, reason in zip(
             rows, read_pairs(folder, manifest, rows), reasons, strict=True
@@ -113,8 +143,17 @@ def _exchange(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardC
         writer.close_formats()
         if pair_stats.rows:
             _keep_vectors(folder, manifest, writer, [reason is None for reason in reasons])
-        writer.commit(_without(manifest, pair_stats, lost, gallery))
-    return ShardChange(shard=manifest.shard.id, lost=lost, left=pair_stats.rows)
+        rest = _without(manifest, pair_stats, lost, gallery)
+        if target != folder:
+            for kept in rest.files:
+                _copy(folder / kept, writer.open(kept))
+        return lost, writer.commit(rest)
+
+
+def _copy(path: Path, file: HashedFile) -> None:
+    with path.open("rb") as source:
+        while block := source.read(1 << 20):
+            file.write(block)
 
 
 def _keep_vectors(

@@ -1,0 +1,259 @@
+"""`cah select`: choose pairs of a finished dataset by a rule."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cahlib.commands.change_dataset import dataset_folder, print_changes, removed_sentence
+from cahlib.commands.console import print_json
+from cahlib.core.errors import ConfigError, MissingSetting
+from cahlib.core.terminal import print_note
+from cahlib.core.wording import plural
+
+if TYPE_CHECKING:
+    from cahlib.dataset.maintain.apply_selection import SelectionPlan
+    from cahlib.dataset.maintain.selection import GroupCount, Selection, SelectionRule
+    from cahlib.dataset.query import PairQuery
+
+#: Languages and domains that are listed.
+_GROUPS = 10
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "select",
+        help="choose pairs of a dataset by a rule",
+        description="Choose pairs of a finished dataset by a rule, and show how many stay. With "
+        "--into, write them into\na new dataset; with --apply, remove the others from this one. "
+        "Safe to interrupt and rerun.\nThe condition is SQL (DuckDB's) on the columns of a pair, "
+        "which `cah guide choosing` lists.",
+        example='cah select demo-dataset --where "similarity > 0.3 and WIDTH >= 200" --top 50%%',
+    )
+    parser.add_dataset()
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="SQL",
+        help="condition that a pair must meet",
+    )
+    parser.add_argument(
+        "--rule", default="", metavar="NAME",
+        help="rule of a published dataset: laion400m, laion5b, datacomp-basic or datacomp-clip30",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-per-domain", type=int, metavar="N",
+        help="keep at most N pairs of each registered domain, the best by --by",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-per", nargs=2, action="append", default=[], metavar=("COLUMN", "N"),
+        help="keep at most N pairs for each value of a column, the best by --by",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top", default="", metavar="N|P%%",
+        help="of what is left then, keep the best N pairs or P percent",
+    )  # fmt: skip
+    parser.add_argument(
+        "--by",
+        metavar="COLUMN",
+        help="number by which pairs are the best: the largest [similarity]",
+    )
+    parser.add_argument(
+        "--per", default="", metavar="COLUMN", help="apply --top to each value of this column"
+    )
+    parser.add_argument(
+        "--into", default="", metavar="FOLDER|URL", help="write what stays into a new dataset"
+    )
+    parser.add_argument("--apply", action="store_true", help="remove what does not stay")
+    parser.add_json()
+    parser.set_defaults(act=_select, extra="query")
+
+
+def _select(chosen: argparse.Namespace) -> int:
+    if chosen.into and chosen.apply:
+        raise ConfigError("select: give --into or --apply, not both.")
+    if not (chosen.where or chosen.rule or chosen.top or _caps(chosen)):
+        raise MissingSetting("select: give a rule with --where, --rule, --top or --max-per.")
+    result = _applied(chosen) if chosen.apply else _copied(chosen) if chosen.into else None
+    if result is None:
+        result = _reported(chosen)
+    if chosen.json:
+        print_json(result)
+    return 0
+
+
+def _reported(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Show what a rule chooses, and return it."""
+    from cahlib.core.lock import is_locked
+
+    _, result = _chosen(chosen, _asked(chosen))
+    if "://" not in chosen.dataset and is_locked(Path(chosen.dataset)):
+        print_note("Another command is writing to this dataset, so it may have other pairs soon.")
+    print_note("Nothing was changed; --into FOLDER writes what stays, --apply removes the rest.")
+    return result
+
+
+def _applied(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Remove what does not stay, and return what was done."""
+    from cahlib.dataset.maintain.apply_selection import (
+        apply_plan,
+        dataset_digest,
+        find_plan,
+        plan_selection,
+    )
+    from cahlib.dataset.maintain.purge import change_dataset
+    from cahlib.dataset.write.shard_writer import recover_interrupted
+
+    folder = dataset_folder(chosen.dataset)
+    with change_dataset(folder):
+        recover_interrupted(folder)  # what an interrupted change left cannot be read
+        asked = _asked(chosen)
+        plan = find_plan(folder, asked.rule)
+        digest = dataset_digest(folder)
+        if plan and plan.done and plan.dataset == digest:
+            return _again(chosen, plan, "was applied already")
+        if plan and not plan.done:
+            result = _again(chosen, plan, "was interrupted, and is continued")
+        else:
+            selection, result = _chosen(chosen, asked)
+            plan = plan_selection(selection, digest)
+        pairs, shards = print_changes(apply_plan(folder, plan))
+    if not chosen.json:
+        print(removed_sentence(pairs, shards))
+    return result | {"pairs_removed": pairs, "shards_changed": shards}
+
+
+def _copied(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Write what stays into a new dataset, and return what was done."""
+    from cahlib.dataset.maintain.apply_selection import (
+        dataset_digest,
+        find_new_plan,
+        plan_selection,
+        reading_source,
+        write_selected,
+    )
+
+    with reading_source(chosen.dataset):
+        asked = _asked(chosen)
+        plan = find_new_plan(chosen.dataset, chosen.into, asked.rule)
+        if plan and plan.done:
+            return _again(chosen, plan, f"is in {chosen.into} already")
+        if plan:
+            result = _again(chosen, plan, "was interrupted, and is continued")
+        else:
+            selection, result = _chosen(chosen, asked)
+            plan = plan_selection(selection, dataset_digest(chosen.dataset))
+        shards = 0
+        for change in write_selected(chosen.dataset, chosen.into, plan):
+            shards += 1
+            print_note(f"{change.shard}: {plural(change.left, 'pair')}")
+    if not chosen.json:
+        print(f"Wrote {plural(plan.stay, 'pair')} in {plural(shards, 'shard')}: {chosen.into}")
+    return result | {"shards_written": shards}
+
+
+def _again(chosen: argparse.Namespace, plan: SelectionPlan, state: str) -> dict[str, Any]:
+    """Say that a selection was begun before, and return what is known of it."""
+    sentence = f"This selection {state}: {plan.stay:,} of {plural(plan.pairs, 'pair')} stay."
+    if chosen.json:
+        print_note(sentence)
+    else:
+        print(sentence)
+    return {
+        "dataset": chosen.dataset, "rule": dict(plan.rule), "pairs": plan.pairs, "stay": plan.stay,
+    }  # fmt: skip
+
+
+def _chosen(chosen: argparse.Namespace, asked: _Asked) -> tuple[Selection, dict[str, Any]]:
+    """Choose pairs, show how many stay, and return them with what was shown."""
+    from cahlib.dataset.maintain.selection import select_pairs
+
+    selection = select_pairs(asked.pairs, asked.rule)
+    groups = {
+        "languages": selection.languages(),
+        "domains": selection.domains(),
+        "sides": selection.sides(),
+    }
+    if not chosen.json:
+        _print(chosen.dataset, selection, asked.notes, groups)
+    return selection, {
+        "dataset": chosen.dataset,
+        "rule": asked.rule.as_dict(),
+        "notes": list(asked.notes),
+        "pairs": selection.pairs.rows,
+        "stay": selection.count,
+        "steps": [{"step": step, "left": left} for step, left in selection.steps],
+        "cut": selection.cut(),
+        **{name: [each._asdict() for each in counts] for name, counts in groups.items()},
+    }
+
+
+class _Asked(NamedTuple):
+    """What is asked for."""
+
+    pairs: PairQuery
+    rule: SelectionRule
+    notes: Sequence[str]  #: what of a ready rule is not applied
+
+
+def _asked(chosen: argparse.Namespace) -> _Asked:
+    from dataclasses import replace
+
+    from cahlib.dataset.maintain.ready_rules import ready_rule
+    from cahlib.dataset.maintain.selection import SelectionRule
+    from cahlib.dataset.query import PairQuery
+
+    pairs, rule, notes = PairQuery(chosen.dataset), SelectionRule(), list[str]()
+    if chosen.rule:
+        rule, notes = ready_rule(chosen.rule, pairs.columns)
+    if rule.top and (chosen.top or chosen.by):
+        raise ConfigError(f"rule: {chosen.rule} is a share of its own; leave out --top and --by.")
+    rule = replace(
+        rule,
+        where=(*rule.where, *chosen.where),
+        caps=_caps(chosen),
+        top=rule.top or chosen.top,
+        by=chosen.by or rule.by,
+        per=chosen.per,
+    )
+    return _Asked(pairs, rule, notes)
+
+
+def _caps(chosen: argparse.Namespace) -> tuple[tuple[str, int], ...]:
+    given = [*chosen.max_per]
+    if chosen.max_per_domain is not None:
+        given.append(("domain", str(chosen.max_per_domain)))
+    for name, most in given:
+        if not most.isdecimal():
+            raise ConfigError(f"max-per: {most!r} is not a number of pairs for each {name}.")
+    return tuple((name, int(most)) for name, most in given)
+
+
+def _print(
+    dataset: str,
+    selection: Selection,
+    notes: Iterable[str],
+    groups: dict[str, list[GroupCount]],
+) -> None:
+    pairs, stay = selection.pairs.rows, selection.count
+    print(f"{dataset}: {plural(pairs, 'pair')}")
+    for step, left in selection.steps:
+        print(f"  {left:>12,}  {step}")
+    share = f" ({100 * stay / pairs:.1f} %)" if pairs else ""
+    cut = selection.cut()
+    least = f", with a {selection.rule.by} of {cut:.4g} and more" if cut is not None else ""
+    print(f"{stay:,} {'pair stays' if stay == 1 else 'pairs stay'}{share}{least}.")
+    for note in notes:
+        print_note(note)
+    for name, counts in groups.items():
+        if counts:
+            heading = {"sides": "shorter side"}.get(name, name)
+            print(f"{heading}:{'stay':>{13 - len(heading)}}{'of':>14}")
+            for each in counts[:_GROUPS]:
+                print(f"  {each.stay:>12,}  {each.pairs:>12,}  {each.name or '(none)'}")
+            if len(counts) > _GROUPS:
+                print(f"  … and {len(counts) - _GROUPS:,} more")
