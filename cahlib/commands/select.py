@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from cahlib.dataset.maintain.selection import GroupCount, Selection, SelectionRule
     from cahlib.dataset.query import PairQuery
 
+#: The rules that have names, which are in a module that takes long to import.
+RULES = ("laion400m", "laion5b", "datacomp-basic", "datacomp-clip30")
+
+#: What pairs are counted by.
+_HEADINGS = {"languages": "language", "domains": "registered domain", "sides": "shorter side"}
+
 #: Languages and domains that are listed.
 _GROUPS = 10
 
@@ -42,8 +48,8 @@ def add(commands: Any) -> None:
         help="condition that a pair must meet",
     )
     parser.add_argument(
-        "--rule", default="", metavar="NAME",
-        help="rule of a published dataset: laion400m, laion5b, datacomp-basic or datacomp-clip30",
+        "--rule", default="", metavar="NAME", choices=RULES,
+        help=f"rule of a published dataset: {', '.join(RULES)}",
     )  # fmt: skip
     parser.add_argument(
         "--max-per-domain", type=int, metavar="N",
@@ -93,7 +99,7 @@ def _reported(chosen: argparse.Namespace) -> dict[str, Any]:
     _, result = _chosen(chosen, _asked(chosen))
     if "://" not in chosen.dataset and is_locked(Path(chosen.dataset)):
         print_note("Another command is writing to this dataset, so it may have other pairs soon.")
-    print_note("Nothing was changed; --into FOLDER writes what stays, --apply removes the rest.")
+    print_note("Nothing was changed: --into FOLDER writes what stays, --apply removes the rest.")
     return result
 
 
@@ -163,9 +169,14 @@ def _again(chosen: argparse.Namespace, plan: SelectionPlan, state: str) -> dict[
         print_note(sentence)
     else:
         print(sentence)
-    return {
-        "dataset": chosen.dataset, "rule": dict(plan.rule), "pairs": plan.pairs, "stay": plan.stay,
-    }  # fmt: skip
+    return _result(chosen, rule=dict(plan.rule), pairs=plan.pairs, stay=plan.stay)
+
+
+def _result(chosen: argparse.Namespace, **found: Any) -> dict[str, Any]:
+    """Return what is printed for scripts, which has the same keys in every case."""
+    empty: dict[str, Any] = {name: [] for name in ("notes", "steps", *_HEADINGS)}
+    numbers = dict.fromkeys(("pairs_removed", "shards_changed", "shards_written"), 0)
+    return {"dataset": chosen.dataset, **empty, "cut": None, **numbers, **found}
 
 
 def _chosen(chosen: argparse.Namespace, asked: _Asked) -> tuple[Selection, dict[str, Any]]:
@@ -180,16 +191,16 @@ def _chosen(chosen: argparse.Namespace, asked: _Asked) -> tuple[Selection, dict[
     }
     if not chosen.json:
         _print(chosen.dataset, selection, asked.notes, groups)
-    return selection, {
-        "dataset": chosen.dataset,
-        "rule": asked.rule.as_dict(),
-        "notes": list(asked.notes),
-        "pairs": selection.pairs.rows,
-        "stay": selection.count,
-        "steps": [{"step": step, "left": left} for step, left in selection.steps],
-        "cut": selection.cut(),
+    return selection, _result(
+        chosen,
+        rule=asked.rule.as_dict(),
+        notes=list(asked.notes),
+        pairs=selection.pairs.rows,
+        stay=selection.count,
+        steps=[{"step": step, "left": left} for step, left in selection.steps],
+        cut=selection.cut(),
         **{name: [each._asdict() for each in counts] for name, counts in groups.items()},
-    }
+    )
 
 
 class _Asked(NamedTuple):
@@ -251,8 +262,7 @@ def _print(
         print_note(note)
     for name, counts in groups.items():
         if counts:
-            heading = {"sides": "shorter side"}.get(name, name)
-            print(f"{heading}:{'stay':>{13 - len(heading)}}{'of':>14}")
+            print(f"{_HEADINGS[name]}: stay, of")
             for each in counts[:_GROUPS]:
                 print(f"  {each.stay:>12,}  {each.pairs:>12,}  {each.name or '(none)'}")
             if len(counts) > _GROUPS:

@@ -199,7 +199,8 @@ class PairQuery:
             if not manifest.rows:
                 continue
             part = ShardRows(manifest.shard.id, manifest.place or place, manifest.rows, start)
-            kind = manifest.scores, manifest.forms, manifest.settings, len(manifest.files)
+            added = tuple(name for each in manifest.added for name in each.columns)
+            kind = manifest.scores, manifest.forms, manifest.settings, added
             # shards of one run have the same columns
             if kind not in alike and (schema := self._schema(part)) is not None:
                 alike.add(kind)

@@ -49,6 +49,9 @@ COMMANDS = {
         "purge": (["dataset", "--uids", "uids"], 0, "Removed 1 pair from 1 shard."),
         "dedup": (["dataset", "--apply"], 0, "Removed "),
     },
+    "query": {
+        "select": (["dataset", "--where", "similarity > 0.4", "--apply"], 0, "Removed "),
+    },
     "tracker": {
         "tracker add": (["--crawl", "a.warc.wat.gz"], 0, "Added 1 WAT files: 2 shards."),
         "tracker stats": ([], 0, "0 of 2 shards are done"),

@@ -21,6 +21,7 @@ JSON = {
     "inspect": (["dataset"], 0),
     "verify": (["dataset"], 1),
     "dedup": (["dataset", "--distance", "8"], 0),
+    "select": (["dataset", "--where", "similarity > 0.4"], 0),
     "swarm list": ([], 0),
     "swarm status": (["--output", "dataset"], 0),
     "tracker stats": (DATABASE, 0),
@@ -33,7 +34,7 @@ READING = {
     "guide": ([], 0),
 }
 #: Those whose notes are none of their results.
-NOTED = {"verify", "blocklist build", "blocklist show", "repair", "guide"}
+NOTED = {"select", "verify", "blocklist build", "blocklist show", "repair", "guide"}
 
 
 @pytest.fixture(autouse=True)

@@ -78,7 +78,8 @@ def test_every_reason_that_a_replayed_web_can_give_has_its_trap(demo):
         DropReason.KNOWN_HARM, DropReason.HARM_LOOKS, DropReason.MINOR,
         DropReason.ANIMAL, DropReason.HEAD_SCORE,
         # these are for datasets that are finished, or for runs that are told to
-        DropReason.PURGED, DropReason.SAME_IMAGE, DropReason.NEAR_DUPLICATE,
+        DropReason.PURGED, DropReason.DESELECTED,
+        DropReason.SAME_IMAGE, DropReason.NEAR_DUPLICATE,
         # the demo's web is ours: it is asked as fast as it answers
         DropReason.LEFT_ALONE, DropReason.TOO_MANY_LINKS, DropReason.TOO_OFTEN,
         # what an earlier stage let through by mistake

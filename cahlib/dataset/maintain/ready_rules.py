@@ -19,7 +19,7 @@ _BYTES = (
     "The paper's least size of a file, 5 kB, is not in the metadata; a run's own --min-bytes "
     "(5000 by default) applies it."
 )
-_ENGLISH = "English is what CLD2 found, in place of the paper's own language model."
+_ENGLISH = "English is what CLD2 found, in place of the paper's own model of languages."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,7 @@ READY_RULES: Mapping[str, ReadyRule] = {
             ),
             notes=(
                 _BYTES,
+                _ENGLISH,
                 f"For other languages the paper used M-CLIP, in whose place stands {_XLM}.",
             ),
         ),
@@ -108,7 +109,7 @@ def ready_rule(name: str, columns: Collection[str]) -> tuple[SelectionRule, list
         else:
             raise ConfigError(
                 f"rule: {name} needs the similarity by {model}, which no pair of this dataset has; "
-                "score the dataset with that model first."
+                "score it with that model first (`cah score`)."
             )
     found = SelectionRule(
         where=tuple(_filled(each, names) for each in rule.conditions), top=rule.top
@@ -117,7 +118,7 @@ def ready_rule(name: str, columns: Collection[str]) -> tuple[SelectionRule, list
 
 
 def _similarity_column(model: str, columns: Collection[str]) -> str | None:
-    """Return the column of the similarity by a model, in either layout, or None."""
+    """Return the column of the similarity by a model, or None."""
     base, _, weights = model.partition("/")
     for variant in (f"{base}/{weights}", f"{base}-quickgelu/{weights}"):
         for layout in (2, 1):

@@ -125,6 +125,7 @@ def select_pairs(pairs: PairQuery, rule: SelectionRule) -> Selection:
         raise ConfigError("per: a group is that of --top; give --top too.")
     stays, steps = np.ones(pairs.rows, bool), list[tuple[str, int]]()
     for condition in rule.where:
+        pairs.type_of(condition)  # an empty one is a mistake here
         stays = stays & pairs.mask(condition)
         steps.append((" ".join(condition.split()), int(stays.sum())))
     values = _values(pairs, rule)
