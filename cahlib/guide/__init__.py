@@ -7,9 +7,9 @@ from importlib.resources import files
 
 #: The pages, in the order in which they are listed and best read.
 GUIDES = (
-    "first-dataset", "links", "notebook", "swarm", "kaggle", "tracker", "dask", "models", "choosing",
-    "browse", "reading", "maintenance", "consent", "troubleshooting", "options", "formats",
-    "tracker-api", "performance", "architecture", "contributing", "changelog",
+    "first-dataset", "links", "notebook", "swarm", "kaggle", "tracker", "dask", "models",
+    "choosing", "browse", "reading", "maintenance", "consent", "troubleshooting", "options",
+    "formats", "tracker-api", "performance", "architecture", "contributing", "changelog",
 )  # fmt: skip
 
 
