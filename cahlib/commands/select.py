@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
         "--into, write them into\na new dataset; with --apply, remove the others from this one. "
         "Safe to interrupt and rerun.\nThe condition is SQL (DuckDB's) on the columns of a pair, "
         "which `cah guide choosing` lists.",
-        example='cah select demo-dataset --where "similarity > 0.3 and WIDTH >= 200" --top 50%',
+        example="cah select demo-dataset --where \"language = 'en'\" --top 50%",
     )
     parser.add_dataset()
     parser.add_argument(
