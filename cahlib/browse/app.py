@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
@@ -23,12 +24,15 @@ from cahlib.browse.search_model import SearchModel
 from cahlib.core.errors import CahError, ConfigError
 from cahlib.dataset.write.columns import Row
 from cahlib.image.header import ImageHeader, read_header
-from cahlib.model.score_names import SIMILARITY, score_columns
 
 #: Pairs of a page, and bytes of a picture that is searched by.
 _MOST, _LARGEST = 200, 20 << 20
 #: Characters of words that are searched by; models read some 77 tokens.
 _LONGEST = 1_000
+#: The columns of a card, beside the scores.
+_CARD = (
+    "uid", "URL", "TEXT", "page", "LICENSE", "NSFW", "language", "WIDTH", "HEIGHT", "similarity",
+)  # fmt: skip
 #: The largest whole number that JavaScript has exactly.
 _EXACT = 2**53
 _SITE = {"browse.css": "text/css", "browse.js": "text/javascript", "icon.svg": "image/svg+xml"}
@@ -56,7 +60,10 @@ class Browser:
         """Return what the page needs to know at its start."""
         query, fault = self.dataset.query, self.model.fault()
         try:
-            vectors = bool(self.dataset.nearest)
+            nearest = self.dataset.nearest
+            vectors = True
+            if nearest.is_local:  # so that the first search need not wait for the copy
+                threading.Thread(target=nearest.prepare, daemon=True).start()
         except CahError as error:
             vectors, fault = False, str(error)
         return {
@@ -66,7 +73,7 @@ class Browser:
             "shards": len(self.dataset.manifests),
             "columns": [*query.columns],
             "numbers": query.number_columns(),
-            "scores": self._scores(),
+            "scores": [(label, name) for name, label in self.dataset.scores.items()],
             "pictures": bool(self.dataset.pictures),
             "alike": vectors,
             "words": "" if vectors and not fault else fault,
@@ -97,6 +104,12 @@ class Browser:
             for number, row in zip(rows, self.dataset.read(rows), strict=True)
         ]
 
+    def pair(self, row: int) -> dict[str, Any]:
+        """Return all columns of a row."""
+        if row >= len(self.dataset):
+            raise ConfigError("pair: there is no such row.")
+        return self.dataset.read([row])[0]
+
     def bars(self, column: str, view: View) -> dict[str, Any]:
         """Return the histogram of a column over a view."""
         self._understand(view)
@@ -124,16 +137,6 @@ class Browser:
         if view.words and not self.dataset.holds(name := f"words:{view.words}"):
             self.dataset.hold(name, self.model.words(view.words))
 
-    def _scores(self) -> list[tuple[str, str]]:
-        """Return the columns of scores with short labels, similarity first."""
-        model, found = self.dataset.model, {"similarity": "similarity"}
-        own = [score_columns(model, [""], layout=layout)[""] for layout in (1, 2)]
-        for name in [each for found in self.dataset.manifests for each in found.scores]:
-            label = name.removeprefix(own[0]).removeprefix(own[1])
-            if label != SIMILARITY:  # of its own model it is the column similarity, too
-                found[name] = label
-        return [(label, name) for name, label in found.items()]
-
     def _item(self, number: int, row: Row) -> dict[str, Any]:
         if "uid" not in row:
             return {"row": number, "fault": f"Shard {row['shard']} cannot be read."}
@@ -151,6 +154,7 @@ def create_browse_app(browser: Browser, guard: Guard) -> web.Application:
             web.get("/image/{row:[0-9]{1,12}}", routes.image),
             web.get("/api/about", routes.about),
             web.get("/api/pairs", routes.pairs),
+            web.get("/api/pair", routes.pair),
             web.get("/api/histogram", routes.histogram),
             web.get("/api/cut", routes.cut),
             web.get("/api/marks", routes.marks),
@@ -196,6 +200,9 @@ class _Routes:
     async def pairs(self, request: web.Request) -> web.Response:
         start, count = _whole(request, "start", 0), min(_whole(request, "count", 48), _MOST)
         return await _answer(self._browser.page, _view(request), start, count)
+
+    async def pair(self, request: web.Request) -> web.Response:
+        return await _answer(self._browser.pair, _whole(request, "row", 0))
 
     async def histogram(self, request: web.Request) -> web.Response:
         return await _answer(self._browser.bars, _column(self._browser, request), _view(request))

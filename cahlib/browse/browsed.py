@@ -30,9 +30,10 @@ from cahlib.dataset.query import PairQuery
 from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.vectors import StoredVectors, VectorFile
 from cahlib.dataset.write.columns import Row
+from cahlib.model.score_names import SIMILARITY, score_columns
 
 #: Pairs that a search returns at most: nobody looks at more, and all others are less similar.
-_FOUND = 2_000
+_FOUND = 1_000
 #: Views that are kept, each 8 bytes a row.
 _VIEWS = 12
 #: Seconds that a filter may take.
@@ -84,6 +85,17 @@ class BrowsedDataset:
         return models.pop() if len(models) == 1 else ""
 
     @cached_property
+    def scores(self) -> dict[str, str]:
+        """The columns of scores with short labels, similarity first."""
+        found = {SIMILARITY: SIMILARITY}
+        own = [score_columns(self.model, [""], layout=layout)[""] for layout in (1, 2)]
+        for name in dict.fromkeys(each for some in self.manifests for each in some.scores):
+            label = name.removeprefix(own[0]).removeprefix(own[1])
+            if label != SIMILARITY:  # that of its own model is the column similarity, too
+                found[name] = label
+        return found
+
+    @cached_property
     def nearest(self) -> NearestPairs:
         """The embeddings of the pictures; raise ConfigError if there are none."""
         files = [
@@ -132,10 +144,9 @@ class BrowsedDataset:
                 self._views.popitem(last=False)
             return found
 
-    def read(self, rows: list[int]) -> list[Row]:
-        """Return the metadata of rows."""
-        with self._lock:
-            return self.query.read(rows)
+    def read(self, rows: list[int], columns: Sequence[str] | None = None) -> list[Row]:
+        """Return the metadata of rows, of all columns or some."""
+        return self.query.read(rows, columns)
 
     def rows_of(self, uids: Sequence[str]) -> list[int]:
         """Return the rows of the pairs with these uids."""

@@ -22,15 +22,13 @@ from cahlib.dataset.vectors import StoredVectors, unit_rows
 #: One vector, or the cosines of all rows.
 Vector: TypeAlias = NDArray[np.float32]
 
-#: Rows that are read at a time.
-_BLOCK = 4096
-#: Rows that are multiplied at a time: their floats stay in a core's cache.
+#: Rows that are copied and multiplied at a time: their floats stay in a core's cache.
 _ROWS = 256
 #: The share of free memory that the copy may take.
 _SHARE = 0.5
 #: Rows compared as they are stored, for each that is returned. The copy errs by 0.0005 (standard
 #: deviation, 512 numbers), so that a row among the best is not missed.
-_AGAIN = 4
+_AGAIN = 2
 
 
 class NearestPairs:
@@ -55,10 +53,15 @@ class NearestPairs:
                 for start, block in self._blocks():
                     end = start + len(block)
                     scales[start:end] = np.abs(block).max(axis=1) / 127
-                    divided = np.where(scales[start:end] > 0, scales[start:end], 1)[:, None]
-                    codes[start:end] = np.rint(block / divided)
+                    block /= np.maximum(scales[start:end], np.finfo(np.float32).tiny)[:, None]
+                    codes[start:end] = np.rint(block, out=block)
                 self._codes, self._scales = codes, scales
             self._made = True
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the embeddings are files of this machine, which cost nothing to read."""
+        return all("://" not in str(each.place) for each in self._vectors.files)
 
     def vector(self, row: int) -> Vector:
         """Return the embedding of a row; raise RunError if its shard cannot be read."""
@@ -103,8 +106,8 @@ class NearestPairs:
             except CahError:
                 self.unreadable.add(file.shard)
                 continue
-            for low in range(0, len(matrix), _BLOCK):
-                yield start + low, unit_rows(matrix[low : low + _BLOCK].astype(np.float32))
+            for low in range(0, len(matrix), _ROWS):
+                yield start + low, unit_rows(matrix[low : low + _ROWS].astype(np.float32))
 
 
 def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ in the order of the sorted shards and of the pairs in each, which is the order o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
@@ -19,7 +20,7 @@ from cahlib.core.errors import ConfigError, RunError
 from cahlib.dataset.expression import Evaluator, is_number, shortened
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.manifest import no_dataset_error, read_manifests
-from cahlib.dataset.metadata import read_metadata, read_metadata_schema
+from cahlib.dataset.metadata import read_metadata, read_metadata_rows, read_metadata_schema
 from cahlib.dataset.storage.files import UnreadableFile, files_at
 from cahlib.dataset.write.columns import Row
 from cahlib.fetch.politeness import registered_domain
@@ -34,6 +35,9 @@ COMPUTED_COLUMNS: dict[str, pa.DataType] = {
 
 #: Rows that are evaluated at once: of ten columns of texts, some 200 MB.
 _BATCH = 250_000
+
+#: Shards that are read at a time; at a URL most of it is waiting.
+_READERS = 8
 
 #: Bytes of columns that are kept for the next expression.
 _CACHE = 512 << 20
@@ -183,13 +187,16 @@ class PairQuery:
         Rows of an unreadable shard have these two alone.
         """
         places = [self.locate(row) for row in rows]
-        tables = {part: self._table(part, columns) for part in dict(places)}
-        found = list[Row]()
+        wanted: dict[ShardRows, list[int]] = {}
         for part, position in places:
-            table = tables[part]
-            (row,) = table.slice(position, 1).to_pylist() if table else [Row()]
-            found.append({**row, "shard": part.shard, "position": position})
-        return found
+            wanted.setdefault(part, []).append(position)
+        with ThreadPoolExecutor(_READERS) as pool:
+            read = pool.map(lambda part: iter(self._rows(part, wanted[part], columns)), wanted)
+            found = dict(zip(wanted, read, strict=True))
+        return [
+            {**next(found[part]), "shard": part.shard, "position": position}
+            for part, position in places
+        ]
 
     def _read_manifests(
         self, place: str | Path, damaged: Literal["raise", "skip"]
@@ -213,6 +220,14 @@ class PairQuery:
 
     def _schema(self, part: ShardRows) -> pa.Schema | None:
         return self._attempt(part, read_metadata_schema)
+
+    def _rows(
+        self, part: ShardRows, positions: Sequence[int], columns: Sequence[str] | None
+    ) -> list[Row]:
+        table = self._attempt(
+            part, lambda file: read_metadata_rows(file, positions, part.rows, columns)
+        )
+        return [{} for _ in positions] if table is None else table.to_pylist()
 
     def _table(self, part: ShardRows, columns: Sequence[str] | None) -> pa.Table | None:
         def read(file: BinaryIO) -> pa.Table:

@@ -31,7 +31,7 @@ Matrix: TypeAlias = NDArray[np.float32]
 
 #: Shards that are open at a time: a mapping holds a file descriptor (limit: often 1,024), and what
 #: comes from a URL is held in memory.
-_MAPPED, _READ = 256, 4
+_MAPPED, _READ = 512, 4
 
 
 class VectorFile(NamedTuple):

@@ -124,6 +124,7 @@ def test_hostile_pairs_are_text_and_unsafe_ones_are_blurred(chromium, page):
     assert evil.locator("a").count() == 0 and window.cards.nth(28).locator("a").count() == 0
     evil.locator(".shot").click()
     assert on.locator("#title").text_content() == EVIL
+    on.locator("#columns tr").nth(20).wait_for()
     assert on.locator("#columns a").count() == 1  # the URL of the image; its page is no link
     on.keyboard.press("Escape")
     unsafe = window.cards.nth(29)

@@ -135,14 +135,19 @@ function openPair(item, from) {
   [opened, opener] = [item, from];
   by("title").textContent = (item.pair.TEXT || "Pair").slice(0, 200);
   by("large").replaceChildren(picture(item, false));
-  by("columns").replaceChildren(...Object.entries(item.pair).map(([name, value]) => {
-    const text = value === null ? "–" : digits(value);
-    const isLink = typeof value === "string" && /^https?:/i.test(value);
-    return make("tr", {}, make("th", {scope: "row", textContent: name}), make("td", {dir: "auto"}, isLink ? link(value, value) : text));
-  }));
   by("like-pair").disabled = !about.alike;
   by("mark-pair").setAttribute("aria-pressed", item.marked);
+  by("columns").replaceChildren();
   by("pair").showModal();
+  attempt(async () => {
+    const pair = await ask("api/pair", {row: item.row});
+    if (opened !== item) return;
+    by("columns").replaceChildren(...Object.entries(pair).map(([name, value]) => {
+      const text = value === null ? "–" : digits(value);
+      const isLink = typeof value === "string" && /^https?:/i.test(value);
+      return make("tr", {}, make("th", {scope: "row", textContent: name}), make("td", {dir: "auto"}, isLink ? link(value, value) : text));
+    }));
+  });
 }
 
 async function setMarks(items, marked) {
