@@ -93,13 +93,23 @@ def _file(value: str) -> Any:
         parts = [path, beside] if path.suffix == ".json" and beside.is_file() else [path]
         named = ""
     else:
-        return _private(value)
+        return _part_of_cascade(value) or _private(value)
     sums = [file_checksum(str(each)) for each in parts]
     if len(sums) == 1 and not path.is_dir():
         return {"name": path.name, "sha256": sums[0]}
     each_named = [named, *((each.name, sha) for each, sha in zip(parts, sums, strict=True))]
     whole = hashlib.sha256(json.dumps(each_named if path.is_dir() else sums).encode())
     return {"name": path.absolute().name, "sha256": whole.hexdigest()}
+
+
+def _part_of_cascade(value: str) -> Any:
+    """Return what identifies a model's folder with a threshold, or None if it is no such thing."""
+    model, _, threshold = value.rpartition(":")
+    if not model or not expand_home(local_path(model)).is_dir():
+        return None
+    found = _file(model)
+    both = json.dumps([found["sha256"], threshold]).encode()
+    return {"name": f"{found['name']}:{threshold}", "sha256": hashlib.sha256(both).hexdigest()}
 
 
 def _private(value: str) -> Any:

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from cahlib.core import requirements, status
 from cahlib.core.config import Crawl, Job, settings
 from cahlib.core.errors import CahError, ConfigError, missing_library_error
+from cahlib.core.judge_settings import split_threshold
 from cahlib.core.lock import lock_dataset
 from cahlib.core.secret_store import WATCHDOG_VARIABLE
 from cahlib.core.settings import Option, Setting
@@ -144,7 +145,9 @@ def _own(told: Mapping[str, str]) -> Path | None:
 
 
 #: Settings that may name files of this machine, and how to tell.
-_PERHAPS = {"model": Path.is_dir, "pretrained": Path.is_file}
+_PERHAPS = {
+    "model": Path.is_dir, "pretrained": Path.is_file, "also": Path.is_dir, "cascade": Path.is_dir,
+}  # fmt: skip
 
 
 def _job(told: Mapping[str, str]) -> Job:
@@ -222,9 +225,12 @@ def _kept(job: Job) -> str:
     return f"Kaggle keeps 20 GB of a session, which stops before it exceeds that{shards}."
 
 
-def _lies_here(name: str, value: str) -> bool:
+def _lies_here(name: str, value: str | Sequence[str]) -> bool:
     """Return whether a model or its weights are a local path, not a name of open_clip's."""
-    return value.startswith(("/", "~", ".")) or _PERHAPS[name](Path(value))
+    if not isinstance(value, str):
+        return any(_lies_here(name, each) for each in value)
+    path = split_threshold(value)[0] if name == "cascade" else value
+    return path.startswith(("/", "~", ".")) or _PERHAPS[name](Path(path))
 
 
 def _account(told: Mapping[str, str]) -> KaggleAccount:

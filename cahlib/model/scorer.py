@@ -14,11 +14,13 @@ import numpy as np
 
 from cahlib.core.config import NO_MODEL, Judge
 from cahlib.core.records import Image, Judged, Stage, Stats
+from cahlib.model.further import FurtherModel, check_further, load_further
 from cahlib.model.heads import Head, check_heads, load_heads
 from cahlib.model.model_source import find_source, require_known_model
 from cahlib.model.open_nsfw import OPEN_NSFW, OpenNsfw, require_open_nsfw
 from cahlib.model.pairs import score_names, score_pairs
 from cahlib.model.safety import Safety, read_safety_rules
+from cahlib.model.score_names import score_columns
 
 if TYPE_CHECKING:
     from cahlib.model.clip import Clip
@@ -40,6 +42,9 @@ class Scorer(Protocol):
     def scores(self) -> tuple[str, ...]:
         """Return the names of the scores that a pair may have."""
 
+    def columns(self, *, layout: int) -> dict[str, str]:
+        """Return the column of each score that a pair may have, by the layout of the dataset."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelScorer:
@@ -49,12 +54,15 @@ class ModelScorer:
     safety: Safety
     heads: tuple[Head, ...]
     open_nsfw: OpenNsfw | None = None
+    further: tuple[FurtherModel, ...] = ()
 
     def judged(self, images: Iterable[Image], judge: Judge, stats: Stats) -> Iterator[Judged]:
         """Yield the images as `cahlib.model.pairs.score_pairs` does, with all scores."""
         judged = score_pairs(
             images, self.clip, self.safety, judge=judge, stats=stats, heads=self.heads
         )
+        for each in self.further:
+            judged = each.scored(judged, judge.batch, stats)
         return self.open_nsfw.scored(judged) if self.open_nsfw else judged
 
     @property
@@ -63,12 +71,19 @@ class ModelScorer:
         return self.clip.name
 
     def worked(self) -> float:
-        """Return the seconds that CLIP has worked."""
-        return self.clip.worked()
+        """Return the seconds that the busiest model has worked."""
+        return max(each.worked() for each in (self.clip, *(more.clip for more in self.further)))
 
     def scores(self) -> tuple[str, ...]:
         """Return the names of the scores that a pair may have."""
-        return *score_names(self.safety, self.heads), *([OPEN_NSFW] if self.open_nsfw else [])
+        own = *score_names(self.safety, self.heads), *([OPEN_NSFW] if self.open_nsfw else [])
+        return *own, *(each.column for each in self.further)
+
+    def columns(self, *, layout: int) -> dict[str, str]:
+        """Return the columns: those of further models are their names."""
+        further = {each.column: each.column for each in self.further}
+        own = (score for score in self.scores() if score not in further)
+        return score_columns(self.name, own, layout=layout) | further
 
 
 class NoScorer:
@@ -100,6 +115,10 @@ class NoScorer:
         """Return no names."""
         return ()
 
+    def columns(self, *, layout: int) -> dict[str, str]:
+        """Return no columns."""
+        return {}
+
 
 def check_model_files(judge: Judge) -> None:
     """Raise ConfigError for invalid files of models, heads or rules.
@@ -117,6 +136,7 @@ def check_model_files(judge: Judge) -> None:
     require_known_model(source)
     check_heads(judge.heads, source.name)
     read_safety_rules(judge.safety)
+    check_further(judge)
 
 
 def load_scorer(judge: Judge) -> Scorer:
@@ -131,4 +151,5 @@ def load_scorer(judge: Judge) -> Scorer:
         safety=Safety.load(judge.safety, loaded),
         heads=load_heads(judge.heads, loaded),
         open_nsfw=OpenNsfw() if judge.nsfw_open else None,
+        further=load_further(judge),
     )

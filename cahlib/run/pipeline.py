@@ -57,7 +57,6 @@ from cahlib.fetch.dead_domains import DeadDomains
 from cahlib.image.perceptual_hash import NearIndex
 from cahlib.ledger.protocol import COMMITTED, Ledger
 from cahlib.model.known_harm import drop_known_harm, load_known_harm
-from cahlib.model.score_names import score_columns
 from cahlib.model.scorer import Scorer, check_model_files, load_scorer
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel import storage
@@ -292,7 +291,7 @@ class _Work:
         return DatasetSpec(
             model=loaded.name,
             threshold=self._job.judge.chosen()[2],
-            scores=score_columns(loaded.name, loaded.scores(), layout=ours.layout),
+            scores=loaded.columns(layout=ours.layout),
             forms=self._job.forms,
             versions={"cahlib": __version__},
             settings=ours.digest,

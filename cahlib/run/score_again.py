@@ -97,16 +97,16 @@ class _Scoring:
 
     def is_open(self, manifest: ShardManifest) -> bool:
         """Return whether a shard lacks scores or vectors; raise ConfigError if it has no images."""
-        is_own, added = manifest.model == self._model, self.added(manifest)
+        has_scores, added = self._has_scores(manifest), self.added(manifest)
         digests = {each.digest for each in manifest.added if each.columns == (self._column,)}
-        digests |= {self._own} if is_own else set()
+        digests |= {self._own} if manifest.model == self._model else set()
         if digests - {"", self._digest}:
             raise ConfigError(
                 f"{self._folder} has scores by another model called {self._model}; give this one "
                 "another name."
             )
         paths = self._paths(manifest) if self._embeddings else ()
-        if (is_own or added in manifest.added) and manifest.files.keys() >= {*paths}:
+        if (has_scores or added in manifest.added) and manifest.files.keys() >= {*paths}:
             return False
         if pictures_path(manifest) is None:
             raise ConfigError(
@@ -165,9 +165,13 @@ class _Scoring:
             raise _unread(manifest, error) from error
 
     def added(self, manifest: ShardManifest) -> AddedScores:
-        """Return what a shard is given; the similarity by its own model it has already."""
-        columns = () if manifest.model == self._model else (self._column,)
+        """Return what a shard is given; a similarity that its run gave it stays."""
+        columns = () if self._has_scores(manifest) else (self._column,)
         return AddedScores(model=self._model, columns=columns, digest=self._digest)
+
+    def _has_scores(self, manifest: ShardManifest) -> bool:
+        """Return whether the run itself scored a shard by this model."""
+        return manifest.model == self._model or self._column in manifest.scores
 
     def _paths(self, manifest: ShardManifest) -> tuple[str, ...]:
         """Return where the shard's vectors by this model are, or shall be."""

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cahlib.core.config import PRESETS, Job, replace_settings, settings
+from cahlib.core.config import Job, replace_settings, settings
 from cahlib.core.errors import ConfigError
+from cahlib.core.presets import PRESETS
 from cahlib.dataset.description import describe_job
 from cahlib.run.environment import build_job
 

@@ -48,6 +48,7 @@ def another(setting):
         "contact": "https://some/page",
         "tracker": "http://some:8000",
         "engine": "tls://some:8786",
+        "cascade": "quality:0.3,datacomp:0.2",
     }
     if setting.name in checked:
         return checked[setting.name]

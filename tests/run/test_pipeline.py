@@ -5,7 +5,7 @@ import shutil
 
 import pyarrow.parquet as pq
 
-from cahlib.core.config import replace_settings
+from cahlib.core.config import Judge, replace_settings
 from cahlib.core.rates import RateRecorder, rates_for
 from cahlib.core.records import Stage
 from cahlib.dataset.description import read_description, write_description
@@ -17,7 +17,8 @@ from cahlib.dataset.write import shard_writer
 from cahlib.dataset.write.columns import make_row
 from cahlib.model.clip import load_clip
 from cahlib.run.pipeline import run
-from tests.world import small
+from cahlib.run.score_again import score_dataset
+from tests.world import models, small
 from tests.world.pictures import picture
 
 
@@ -83,6 +84,30 @@ def test_a_thumb_is_scored_in_place_of_its_image(tmp_path):
     similarities = (of_images * of_texts).sum(axis=1)
     apart = [abs(row["similarity"] - each) for row, each in zip(rows, similarities, strict=True)]
     assert 1e-6 < max(apart) < 0.02
+
+
+def test_further_models_score_in_the_same_pass(tmp_path):
+    crawl = small.write(tmp_path / "crawl", files=1, links=3)
+    second, third = (
+        str(models.write(tmp_path / name, name=name, seed=seed))
+        for seed, name in ((1, "second"), (2, "third"))
+    )
+    with small.Pictures() as web:
+        job = small.job(crawl, tmp_path / "set", web)
+        run(
+            replace_settings(job, also=(second,), cascade=(f"{third}:-1",)), scraping=small.scraping
+        )
+    table = pq.read_table(tmp_path / "set" / "metadata")
+    for name in ("second", "third"):
+        column = table[f"clip_{name}_random_similarity"].to_pylist()
+        assert len(column) > 0 and all(-1 <= each <= 1 for each in column)
+    assert list(verify(tmp_path / "set")) == []
+    # it need not be scored again, but may be given its vectors
+    judge = Judge(model=second, threshold=-1)
+    assert list(score_dataset(tmp_path / "set", judge)) == []
+    assert list(score_dataset(tmp_path / "set", judge, embeddings=True)) != []
+    assert pq.read_table(tmp_path / "set" / "metadata").equals(table)
+    assert list(verify(tmp_path / "set")) == []
 
 
 def test_parcels_that_a_kill_left_behind_go_at_the_next_launch(tmp_path, monkeypatch):

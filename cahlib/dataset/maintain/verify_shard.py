@@ -32,7 +32,7 @@ from cahlib.dataset.write.columns import (
     sample_id,
 )
 from cahlib.dataset.write.tfrecord import DamagedRecord, read_tfrecords
-from cahlib.model.score_names import similarity_column
+from cahlib.model.score_names import column_name, similarity_column
 
 #: Tolerance of the cosine of two float16 vectors; 0.0003 is the largest difference seen.
 _ROUNDING = 0.01
@@ -151,7 +151,8 @@ class ShardCheck:
         if self._rows is None or [len(v) for v in both] != [len(self._rows)] * 2:
             return
         images, texts = (vectors.astype(np.float32) for vectors in both)
-        column = similarity_column(model) if model else "similarity"
+        is_own = model in ("", column_name(self._manifest.model))
+        column = "similarity" if is_own else similarity_column(model)
         # a further model may be unable to read an image, and has zeros and no similarity then
         zeros = bool(model) & ~images.any(axis=1)
         wanted = np.array([row.get(column) for row in self._rows], np.float32)
