@@ -74,6 +74,7 @@ def add(commands: Any) -> None:
 
 
 def _purge(chosen: argparse.Namespace) -> int:
+    from cahlib.core.wording import plural
     from cahlib.dataset.maintain.purge import PurgeLists, purge
 
     lists = PurgeLists(
@@ -82,7 +83,9 @@ def _purge(chosen: argparse.Namespace) -> int:
     )  # fmt: skip
     if not (lists.hashes or lists.looks or lists.urls or lists.uids):
         raise MissingSetting("purge: give a list with --hashes, --looks, --urls or --uids.")
-    print(removed_sentence(*print_changes(purge(dataset_folder(chosen.dataset), lists))))
+    pairs, shards, links = print_changes(purge(dataset_folder(chosen.dataset), lists))
+    others = f" {plural(links, 'link')} of other candidates were removed from the outcomes."
+    print(removed_sentence(pairs, shards) + others * bool(links))
     return 0
 
 
@@ -104,7 +107,7 @@ def _dedup(chosen: argparse.Namespace) -> int:
     if not chosen.json:
         _print_found(chosen, found)
     if chosen.apply:
-        pairs, shards = print_changes(remove_duplicates(folder, found))
+        pairs, shards, _ = print_changes(remove_duplicates(folder, found))
     elif len(found.extra):
         print_note("Run it with --apply to remove them.")
     if chosen.json:
@@ -173,16 +176,16 @@ def dataset_folder(dataset: str) -> Path:
     return Path(dataset)
 
 
-def print_changes(changes: Iterable[ShardChange]) -> tuple[int, int]:
-    """Make changes, and return how many pairs went out of how many shards."""
+def print_changes(changes: Iterable[ShardChange]) -> tuple[int, int, int]:
+    """Make changes, and return how many pairs went out of how many shards, and other links."""
     from cahlib.core.wording import plural
 
-    pairs = shards = 0
+    pairs = shards = links = 0
     for change in changes:
         out = sum(change.lost.values())
-        pairs, shards = pairs + out, shards + 1
+        pairs, shards, links = pairs + out, shards + bool(out), links + change.links
         print_note(f"{change.shard}: {plural(out, 'pair')} removed, {change.left} left")
-    return pairs, shards
+    return pairs, shards, links
 
 
 def removed_sentence(pairs: int, shards: int) -> str:

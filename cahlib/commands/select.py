@@ -127,7 +127,7 @@ def _applied(chosen: argparse.Namespace) -> dict[str, Any]:
         else:
             selection, result = _chosen(chosen, asked)
             plan = plan_selection(selection, digest)
-        pairs, shards = print_changes(apply_plan(folder, plan))
+        pairs, shards, _ = print_changes(apply_plan(folder, plan))
     if not chosen.json:
         print(removed_sentence(pairs, shards))
     return result | {"pairs_removed": pairs, "shards_changed": shards}

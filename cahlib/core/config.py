@@ -129,6 +129,10 @@ class Download(Checked):
         "others are recorded",
         choices=("strict", "headers", "research"),
     )
+    outcomes: bool = option(
+        True, "store what became of each link: its reason, status and scores", free=True,
+        topic="output",
+    )  # fmt: skip
     replay: str = option("", "fetch every image from this HOST:PORT, which replays a recorded web")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,11 +130,18 @@ class Stats:
     entered: Counter[Stage] = field(default_factory=Counter)
     left: Counter[Stage] = field(default_factory=Counter)
     dropped: Counter[DropReason] = field(default_factory=Counter)
+    #: of images that no `Judged` tells of, by the positions of their candidates
+    unscored: dict[int, DropReason] = field(default_factory=dict, compare=False)
 
     def __add__(self, other: Stats) -> Stats:
         return Stats(
             self.entered + other.entered, self.left + other.left, self.dropped + other.dropped
         )
+
+    def drop_unscored(self, image: Image, reason: DropReason) -> None:
+        """Count an image that is dropped before it is scored."""
+        self.dropped[reason] += 1
+        self.unscored[image.candidate.position] = reason
 
     def done(self, stage: Stage) -> int:
         """Return how many items left a stage or were dropped there."""
@@ -237,6 +244,35 @@ class OptOut:
     obeyed: bool = True  #: False: the run's consent profile does not honour the signal
 
 
+class Outcome(NamedTuple):
+    """What fetching a candidate brought."""
+
+    position: int  #: the candidate's
+    reason: DropReason | None  #: why it was dropped; None if its image was passed on
+    candidate: Candidate | None  #: None for an image that must not be found again by its link
+    status: int | None = None  #: of the last HTTP response
+    final_url: str | None = None  #: after redirects, if that is another URL
+    ms: int | None = None  #: milliseconds that it took, with robots.txt, pauses and repetitions
+    bytes: int | None = None  #: of the body, as announced or read to its end
+    attempt: int = 0  #: how often it was tried
+
+
+class OutcomeLog(Protocol):
+    """Collects the outcomes of a shard's candidates, which may come in any order."""
+
+    def add(self, outcome: Outcome) -> None:
+        """Add an outcome."""
+
+    def packed(self) -> bytes:
+        """Return all outcomes as a parcel carries them."""
+
+
+#: Reasons of which no link, text or score is stored: a dataset must not lead to such images.
+ERASED_REASONS = frozenset(
+    {DropReason.KNOWN_HARM, DropReason.HARM_LOOKS, DropReason.MINOR, DropReason.PURGED}
+)
+
+
 @dataclass(slots=True, kw_only=True)
 class Evidence:
     """Findings on owners, domains and the WAT file while a shard is scraped."""
@@ -244,6 +280,7 @@ class Evidence:
     optouts: list[OptOut] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)  #: domains that never answered
     cut: int = 0  #: the byte at which the WAT file is truncated, 0 if it is complete
+    outcomes: OutcomeLog | None = None  #: None if they are not to be recorded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +300,7 @@ class Parcel:
     silent: tuple[str, ...] = ()  #: domains that never answered
     cut: int = 0  #: as in `Evidence`
     index: int = 0  #: offset in the tar of the metadata of all images; 0: each has its own file
+    outcomes: int = 0  #: offset of the candidates' outcomes; 0 if it has none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

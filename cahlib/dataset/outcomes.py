@@ -19,18 +19,14 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cahlib.core.records import Candidate, DropReason
+from cahlib.core.records import ERASED_REASONS as ERASED_REASONS
+from cahlib.core.records import Candidate
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.manifest import ShardManifest
 from cahlib.dataset.storage.files import files_at
 
 #: The reason of candidates that are pairs of the dataset; the others have a `DropReason`'s value.
 KEPT = "kept"
-
-#: Reasons whose rows have nothing but the position and the reason.
-ERASED_REASONS = frozenset(
-    {DropReason.KNOWN_HARM, DropReason.HARM_LOOKS, DropReason.MINOR, DropReason.PURGED}
-)
 
 #: Rows read at a time.
 _BATCH = 10_000
@@ -72,8 +68,10 @@ OUTCOME_COLUMNS = (
 )
 # fmt: on
 
-#: The columns of the candidate itself.
-_CANDIDATE = tuple(each.name for each in fields(Candidate))
+#: The columns of the candidate itself, as its attributes; those from a table are JSON beside them.
+CANDIDATE_COLUMNS = tuple(
+    each.name for each in fields(Candidate) if each.name not in ("position", "extra")
+)
 
 
 def outcome_schema(scores: Sequence[str] = ()) -> pa.Schema:
@@ -105,10 +103,10 @@ def read_outcomes(
 
 def restore_candidate(row: Mapping[str, Any]) -> Candidate:
     """Return the candidate of a row that is not erased."""
-    values = {name: row[name] for name in _CANDIDATE}
-    return Candidate(**{**values, "extra": json.loads(row["extra"] or "{}")})
+    values = {name: row[name] for name in ("position", *CANDIDATE_COLUMNS)}
+    return Candidate(**values, extra=json.loads(row["extra"] or "{}"))
 
 
-def erase_row(row: Mapping[str, Any], reason: DropReason) -> dict[str, Any]:
+def erase_row(row: Mapping[str, Any], reason: str) -> dict[str, Any]:
     """Return a row with nothing but its position and a reason."""
-    return {**dict.fromkeys(row), "position": row["position"], "reason": reason.value}
+    return {**dict.fromkeys(row), "position": row["position"], "reason": reason}

@@ -12,7 +12,7 @@ import time
 from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import aiohttp
@@ -34,6 +34,7 @@ from cahlib.fetch.urls import domain_of, parse_url
 from cahlib.image.header import CAN_DECODE_AVIF, image_format
 
 _MAX_BYTES = 64 << 20  # of all responses being read or used
+_MAX_ANNOUNCED = 2**62  # bytes that a response may claim to have
 _MAX_TEXT_SECONDS = 10.0  # for a small file such as robots.txt
 #: Bytes of the read buffer that each TLS connection has, instead of asyncio's 256 KiB: 256
 #: connections need 65 MiB less, and no more CPU.
@@ -62,6 +63,26 @@ class ImageResponse:
 
     body: bytes
     robots: str  #: opt-out headers, as in `cahlib.core.records.Image`
+
+
+@dataclass(slots=True, kw_only=True)
+class FetchTrace:
+    """What is known of fetching a URL, whatever came of it."""
+
+    address: str  #: the URL
+    place: str = ""  #: the URL that was requested last
+    status: int | None = None  #: of the last response
+    bytes: int | None = None  #: of its body, as announced or read to its end
+    attempt: int = 0
+    ms: int | None = None  #: milliseconds until it was fetched or given up
+    begun: float = field(default_factory=time.monotonic)
+
+    def begin_attempt(self) -> None:
+        self.attempt += 1
+        self.status = self.bytes = None
+
+    def end(self) -> None:
+        self.ms = round(1000 * (time.monotonic() - self.begun))
 
 
 def user_agent(options: Download) -> str:
@@ -113,21 +134,24 @@ class Fetcher:
         self.politeness = Politeness(options)
 
     @asynccontextmanager
-    async def fetch(self, address: str) -> AsyncIterator[ImageResponse | OptOut | DropReason]:
+    async def fetch(self, trace: FetchTrace) -> AsyncIterator[ImageResponse | OptOut | DropReason]:
         """Fetch a URL within the deadline; its bytes count as used until the context exits."""
         share = MemoryShare()
         try:
-            yield await self._fetch_with_retry(address, share)
+            result = await self._fetch_with_retry(trace, share)
+            trace.end()
+            yield result
         finally:
             self._memory.release(share)
 
     async def _fetch_with_retry(
-        self, address: str, share: MemoryShare
+        self, trace: FetchTrace, share: MemoryShare
     ) -> ImageResponse | OptOut | DropReason:
         """Fetch a URL, with a second attempt after a transient failure."""
         deadline = Deadline(self._options.total_timeout)
-        result = await self._follow(address, share, deadline)
-        if result in _TRANSIENT and not self.politeness.is_skipped(domain := domain_of(address)):
+        result = await self._follow(trace, share, deadline)
+        domain = domain_of(trace.address)
+        if result in _TRANSIENT and not self.politeness.is_skipped(domain):
             if self._network.hosts.stood_still_since(deadline.begun):
                 deadline.renew()
             late = result is DropReason.TOO_OFTEN  # it answered in time, and asks for a pause
@@ -138,15 +162,17 @@ class Fetcher:
             if pause < deadline.left:
                 self._memory.release(share)
                 await asyncio.sleep(pause)
-                result = await self._follow(address, share, deadline)
+                result = await self._follow(trace, share, deadline)
         return result
 
     async def _follow(
-        self, address: str, share: MemoryShare, deadline: Deadline
+        self, trace: FetchTrace, share: MemoryShare, deadline: Deadline
     ) -> ImageResponse | OptOut | DropReason:
         """Follow redirects, checking each like the first URL."""
-        place = address
+        trace.begin_attempt()
+        place = trace.address
         for hop in range(self._options.max_redirects + 1):
+            trace.place = place
             url = parse_url(place)
             if isinstance(url, DropReason):
                 return DropReason.BAD_REDIRECT if hop else url
@@ -154,11 +180,11 @@ class Fetcher:
             if hop and (reason := await self._wait_turn(domain, deadline.left)):
                 return reason
             since = time.monotonic()
-            refused = await self.host_policies.refusal(url, address)
+            refused = await self.host_policies.refusal(url, trace.address)
             deadline.extend(time.monotonic() - since)  # robots.txt does not count toward it
             if refused not in (None, DropReason.LEFT_ALONE):
                 self.politeness.record_result(domain, refused)
-            result = refused or await self._request_image(url, place, address, share, deadline)
+            result = refused or await self._request_image(url, place, trace, share, deadline)
             if not isinstance(result, str):
                 astray = hop > 0 and result in (DropReason.PRIVATE_ADDRESS, DropReason.UNFETCHABLE)
                 return DropReason.BAD_REDIRECT if astray else result
@@ -166,18 +192,18 @@ class Fetcher:
         return DropReason.BAD_REDIRECT
 
     async def _request_image(
-        self, url: URL, place: str, address: str, share: MemoryShare, deadline: Deadline
+        self, url: URL, place: str, trace: FetchTrace, share: MemoryShare, deadline: Deadline
     ) -> ImageResponse | OptOut | str | DropReason:
         """Send one request; return its body, its redirect target, or why there is neither."""
         status, domain = 0, domain_of(place)
 
         async def read(answer: aiohttp.ClientResponse) -> ImageResponse | OptOut | str | DropReason:
             nonlocal status
-            status = answer.status
+            trace.status = status = answer.status
             if status in (429, 503):
                 self.politeness.honour_retry_after(domain, answer.headers.get("Retry-After", ""))
             self._memory.release(share)  # of an interrupted attempt
-            return await self._read(answer, address, url, place, share)
+            return await self._read(answer, trace, url, place, share)
 
         result = await self._request(url, domain, deadline, read)
         self.politeness.record_result(domain, result, status)
@@ -262,17 +288,23 @@ class Fetcher:
         return self._client.get(target, headers=host, timeout=timeout, allow_redirects=False)
 
     async def _read(
-        self, answer: aiohttp.ClientResponse, address: str, url: URL, place: str, share: MemoryShare
+        self,
+        answer: aiohttp.ClientResponse,
+        trace: FetchTrace,
+        url: URL,
+        place: str,
+        share: MemoryShare,
     ) -> ImageResponse | OptOut | str | DropReason:
         """Return a response's image, redirect target, opt-out, or the reason to drop it."""
         said = responses.opt_out_headers(answer)
         if answer.status < 400 and (refused := opt_outs.parse_headers(said, self._options.consent)):
-            return OptOut(url=address, where=str(url), time=time.time(), **refused._asdict())
+            where = str(url)
+            return OptOut(url=trace.address, where=where, time=time.time(), **refused._asdict())
         if reason := responses.response_drop_reason(answer):
             return reason
         if (to := responses.redirect_target(answer, place)) is not None:
             return to
-        body = await self._body(answer, share)
+        body = await self._body(answer, share, trace)
         return (
             body
             if isinstance(body, DropReason)
@@ -299,10 +331,13 @@ class Fetcher:
         # A host that is an IP address would bypass the resolver, so it gets a name.
         return url.with_host("address.replay"), {"Host": url.raw_authority}
 
-    async def _body(self, answer: aiohttp.ClientResponse, share: MemoryShare) -> bytes | DropReason:
+    async def _body(
+        self, answer: aiohttp.ClientResponse, share: MemoryShare, trace: FetchTrace
+    ) -> bytes | DropReason:
         """Read the body; stop as soon as it is too long or does not begin like an image."""
         most = self._options.max_bytes
         if (answer.content_length or 0) > most:
+            trace.bytes = min(answer.content_length or 0, _MAX_ANNOUNCED)
             return DropReason.TOO_MANY_BYTES
         start, chunks, size, came = b"", [], 0, 0
         try:
@@ -324,6 +359,7 @@ class Fetcher:
                         return DropReason.NOT_AN_IMAGE
         except decoders.DecodingError:
             return DropReason.NOT_AN_IMAGE
+        trace.bytes = came
         return b"".join(chunks)
 
 

@@ -18,9 +18,18 @@ from itertools import islice
 from cahlib.core.config import Download
 from cahlib.core.errors import ConfigError, ShardError
 from cahlib.core.lists import load_hashes
-from cahlib.core.records import Candidate, DropReason, Evidence, Image, OptOut, Stage, Stats
+from cahlib.core.records import (
+    Candidate,
+    DropReason,
+    Evidence,
+    Image,
+    OptOut,
+    Outcome,
+    Stage,
+    Stats,
+)
 from cahlib.fetch import async_thread, resolver
-from cahlib.fetch.client import Fetcher, open_session, user_agent
+from cahlib.fetch.client import Fetcher, FetchTrace, open_session, user_agent
 from cahlib.fetch.host_queue import HostQueue
 from cahlib.fetch.network import PACE, watch_network
 from cahlib.fetch.resolver import NetworkConfig
@@ -154,10 +163,8 @@ class _Workers:
                 async with self._start_lock:  # one by one: if the loop is late, so is the next
                     await asyncio.sleep(PACE)
                 started = True
-            if reason := await self._fetch_image(candidate):
-                self._stats.dropped[reason] += 1
-            else:
-                self._stats.left[Stage.FETCH] += 1
+            trace = FetchTrace(address=candidate.url)
+            self._record(candidate, await self._fetch_image(candidate, trace), trace)
             domain = domain_of(candidate.url)
             if following := self._host_queue.finish(domain):
                 self._start(domain, following)
@@ -183,7 +190,8 @@ class _Workers:
         most = self._options.per_domain
         self._links[domain] += 1
         if most and self._links[domain] > most:
-            self._stats.dropped[DropReason.TOO_MANY_LINKS] += 1
+            trace = FetchTrace(address=candidate.url)
+            self._record(candidate, DropReason.TOO_MANY_LINKS, trace)
         elif self._host_queue.add(domain, candidate):
             self._start(domain, candidate)
 
@@ -196,11 +204,31 @@ class _Workers:
         else:
             self._ready.put_nowait(candidate)
 
-    async def _fetch_image(self, candidate: Candidate) -> DropReason | None:
+    def _record(self, candidate: Candidate, reason: DropReason | None, trace: FetchTrace) -> None:
+        """Count a candidate that is fetched or dropped, and log what is known of it."""
+        if reason:
+            self._stats.dropped[reason] += 1
+        else:
+            self._stats.left[Stage.FETCH] += 1
+        if self._evidence.outcomes:
+            moved = trace.place if trace.place != candidate.url else ""
+            outcome = Outcome(
+                position=candidate.position,
+                reason=reason,
+                candidate=candidate,
+                status=trace.status,
+                final_url=moved or None,
+                ms=trace.ms,
+                bytes=trace.bytes,
+                attempt=trace.attempt,
+            )
+            self._evidence.outcomes.add(outcome)
+
+    async def _fetch_image(self, candidate: Candidate, trace: FetchTrace) -> DropReason | None:
         """Put a candidate's image into `finished`, or return the reason to drop it."""
         if self._fetcher.politeness.is_skipped(domain_of(candidate.url)):
             return DropReason.LEFT_ALONE
-        async with self._fetcher.fetch(candidate.url) as served:
+        async with self._fetcher.fetch(trace) as served:
             if isinstance(served, DropReason):
                 return served
             if isinstance(served, OptOut):

@@ -31,7 +31,7 @@ def drop_known_harm(
         image = _with_looks(image) if harm is not None else image
         if harm is not None and image.phash and int(image.phash, 16) in harm:
             stats.entered[Stage.JUDGE] += 1
-            stats.dropped[DropReason.HARM_LOOKS] += 1
+            stats.drop_unscored(image, DropReason.HARM_LOOKS)
         else:
             yield image
 

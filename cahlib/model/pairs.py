@@ -129,7 +129,7 @@ def _readable(
 ) -> Iterator[_Prepared]:
     for image, pixels in prepared:
         if pixels is None:
-            stats.dropped[DropReason.UNREADABLE] += 1
+            stats.drop_unscored(image, DropReason.UNREADABLE)
         else:
             yield image, pixels
 

@@ -2,9 +2,9 @@
 
 The tar (``<shard>.tar``) grows while images arrive, under a temporary name: ``<uid>.<format>`` and,
 if there is one, ``<uid>.thumb`` of each; last ``metadata.jsonl``, with a line per image in the
-order of their positions, so that a reader parses one file once. The manifest (``<shard>.json``) is
-renamed into place last; without it, a tar does not count. Neither file is trusted when read, since
-they may come from another machine.
+order of their positions, so that a reader parses one file once, and the candidates' outcomes
+(`cahlib.parcel.outcomes`). The manifest (``<shard>.json``) is renamed into place last; without it,
+a tar does not count. Neither file is trusted when read, since they may come from another machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from cahlib.core.errors import ShardError
-from cahlib.core.records import Evidence, Image, OptOut, Parcel, Shard, Stats
+from cahlib.core.records import Evidence, Image, OptOut, Outcome, Parcel, Shard, Stats
 from cahlib.parcel.layout1 import read_layout1
 from cahlib.parcel.metadata import (
     INVALID_JSON,
@@ -33,6 +33,7 @@ from cahlib.parcel.metadata import (
     ImageMetadata,
     decode_metadata,
 )
+from cahlib.parcel.outcomes import decode_outcomes
 from cahlib.parcel.tar import TarError, TarWriter, parcel_disk
 
 #: Version of the layout; in the first, metadata follows each image (`cahlib.parcel.layout1`).
@@ -58,6 +59,7 @@ class _Manifest(msgspec.Struct, kw_only=True, frozen=True):
     silent: tuple[str, ...] = ()
     cut: int = 0
     index: int = 0
+    outcomes: int = 0
 
 
 #: The fields that a manifest and its parcel have in common.
@@ -87,6 +89,8 @@ def write_parcel(
         with TarWriter(tar) as writer:
             entries = sorted(_add_image(writer, image) for image in images)
             index = writer.add("metadata.jsonl", b"".join(line for _, line in entries))
+            log = evidence.outcomes
+            outcomes = writer.add("outcomes.jsonl.gz", log.packed()) if log else 0
         parcel = Parcel(
             shard=shard,
             path=folder / f"{shard.id}.tar",
@@ -94,6 +98,7 @@ def write_parcel(
             size=writer.size,
             images=len(entries),
             index=index,
+            outcomes=outcomes,
             stats=stats,
             optouts=tuple(evidence.optouts),
             silent=tuple(evidence.silent),
@@ -194,6 +199,20 @@ def read_images(parcel: Parcel, *, trusted: bool = True) -> Iterator[Image]:
                 raise TarError("does not have its images in order")
             before = entry.candidate.position
             yield _image(entry, [os.pread(file.fileno(), size, at) for at, size in files], trusted)
+
+
+def unpack_outcomes(parcel: Parcel) -> Iterator[Outcome]:
+    """Yield what became of a checked parcel's candidates at the scraper; nothing if it is unknown.
+
+    Raise ShardError for what is not so.
+    """
+    if not parcel.outcomes:
+        return
+    with _opened(parcel) as file:
+        if not parcel.index < parcel.outcomes < parcel.size:
+            raise TarError("has its outcomes elsewhere")
+        file.seek(parcel.outcomes)
+        yield from decode_outcomes(file, parcel)
 
 
 def _add_image(writer: TarWriter, image: Image) -> tuple[int, bytes]:

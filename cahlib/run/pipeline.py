@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain, groupby, islice
 from operator import itemgetter
@@ -22,7 +22,7 @@ from cahlib import __version__
 from cahlib.core import status
 from cahlib.core.background import capture
 from cahlib.core.config import Job
-from cahlib.core.errors import CahError, ConfigError, RunError, ShardError, folder_errors
+from cahlib.core.errors import ConfigError, RunError, ShardError, folder_errors
 from cahlib.core.lists import load_hashes
 from cahlib.core.prefetch import Abandoned, Pipeline
 from cahlib.core.progress import (
@@ -52,7 +52,7 @@ from cahlib.dataset.tar_index import add_tar
 from cahlib.dataset.write.columns import TAKEN
 from cahlib.dataset.write.duplicate_index import load_duplicate_index
 from cahlib.dataset.write.gallery import LatestPairs
-from cahlib.dataset.write.shard_writer import DatasetSpec, read_uids, write_shard
+from cahlib.dataset.write.shard_writer import DatasetSpec, ScoredParcel, read_uids, write_shard
 from cahlib.fetch.dead_domains import DeadDomains
 from cahlib.image.perceptual_hash import NearIndex
 from cahlib.ledger.protocol import COMMITTED, Ledger
@@ -133,19 +133,11 @@ def run(
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # each attempt is one of its own
-class _InWork:
-    """A parcel on its way through the judging stages."""
-
-    parcel: Parcel
-    stats: Stats = field(default_factory=Stats)  #: stage JUDGE
-
-
 #: The images of a parcel, or why it has none.
-_Opened: TypeAlias = tuple[_InWork, Future[Iterable[Image]]]
+_Opened: TypeAlias = tuple[ScoredParcel, Future[Iterable[Image]]]
 
 #: A judged image, the error that ends its shard, or None at the shard's end.
-_Step: TypeAlias = tuple[_InWork, Judged | Exception | None]
+_Step: TypeAlias = tuple[ScoredParcel, Judged | Exception | None]
 
 
 class _Work:
@@ -168,7 +160,7 @@ class _Work:
         self._away = self._parcels  #: where the scrapers write them
         self._ours = describe_continued(job)
         self._sealed = ledger.stats()  #: of the shards in the dataset
-        self._in_work: dict[str, _InWork] = {}  #: by shard id, from parcel to manifest
+        self._in_work: dict[str, ScoredParcel] = {}  #: by shard id, from parcel to manifest
         self._counting = threading.Lock()  #: a shard is always in exactly one of these two
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
         self._worked: Callable[[], float] = float  #: seconds that the model has worked
@@ -214,7 +206,7 @@ class _Work:
                 for each in pipeline.prefetch(written, _SEALED, "sealed"):
                     uploads.add(each)
 
-    def _scrape(self, scrapers: Engine, pipeline: Pipeline) -> Iterator[_InWork]:
+    def _scrape(self, scrapers: Engine, pipeline: Pipeline) -> Iterator[ScoredParcel]:
         """Lease shards, have them scraped, yield their parcels as they arrive."""
         leased: dict[str, Shard] = {}
         while not (self._stop.is_set() or pipeline.closed):
@@ -223,7 +215,7 @@ class _Work:
                 shard := self._ledger.lease(room)
             ):
                 if left := parcels.find_parcel(self._parcels, shard):  # by an earlier launch
-                    yield self._in_work.setdefault(shard.id, _InWork(parcel=left))
+                    yield self._begin(left)
                     continue
                 leased[shard.id] = shard
                 self._submit(scrapers, shard)
@@ -234,11 +226,16 @@ class _Work:
                 self._slices.drop(shard)
                 if isinstance(result, Parcel):
                     self._failures.scraped(shard)
-                    yield self._in_work.setdefault(shard.id, _InWork(parcel=result))
+                    yield self._begin(result)
                 elif isinstance(result, RunError | ConfigError):
                     raise result
                 else:
                     self._failures.failed(shard, result, slots=scrapers.slots)
+
+    def _begin(self, parcel: Parcel) -> ScoredParcel:
+        outcomes = parcels.unpack_outcomes(parcel) if self._job.download.outcomes else ()
+        begun = ScoredParcel(parcel=parcel, outcomes=outcomes)
+        return self._in_work.setdefault(parcel.shard.id, begun)
 
     def _submit(self, scrapers: Engine, shard: Shard) -> None:
         seconds = self._job.place.shard_minutes * 60
@@ -253,7 +250,7 @@ class _Work:
         download = replace(download, skipped_domains=skipped)
         scrapers.submit(shard.id, scrape, shard, crawl, download, self._away, limit=seconds)
 
-    def _open(self, scraped: Iterable[_InWork]) -> Iterator[_Opened]:
+    def _open(self, scraped: Iterable[ScoredParcel]) -> Iterator[_Opened]:
         """Check a parcel and find its images while the model is busy with the one before it."""
         for work in scraped:
             yield work, capture(partial(self._images, work.parcel))
@@ -281,7 +278,9 @@ class _Work:
             except Exception as error:  # noqa: BLE001 - guards one shard: its failure is recorded
                 yield work, error
 
-    def _judged(self, work: _InWork, images: Iterable[Image], loaded: Scorer) -> Iterator[Judged]:
+    def _judged(
+        self, work: ScoredParcel, images: Iterable[Image], loaded: Scorer
+    ) -> Iterator[Judged]:
         harmless = drop_known_harm(images, self._harmful, work.stats)
         judged = loaded.judged(harmless, self._job.judge, work.stats)
         return self._ledger.resolve_claims(work.parcel.shard, judged)
@@ -308,14 +307,16 @@ class _Work:
                     write_shard,
                     self._folder,
                     _items(item for _, item in of_shard),
-                    parcel=work.parcel,
+                    work,
                     spec=spec,
-                    stats=work.stats,
                     again=self._known.find_duplicate,
                 )
             )
             error = written.exception()
-            if isinstance(error, Exception) and not isinstance(error, CahError | Abandoned):
+            ending = RunError, ConfigError, Abandoned
+            if isinstance(error, Exception) and not isinstance(error, ending):
+                if isinstance(error, ShardError):  # the outcomes do not belong to the images
+                    parcels.delete_parcel(self._parcels, shard)
                 self._in_work.pop(shard.id, None)
                 known = error.args[0] if isinstance(error, _Failed) else error
                 self._failures.failed(shard, known)

@@ -18,6 +18,7 @@ from cahlib.crawl.wat import read_pages
 from cahlib.fetch.images import fetch_images
 from cahlib.fetch.resolver import network_config
 from cahlib.parcel import storage
+from cahlib.parcel.outcomes import PackedOutcomes
 from cahlib.parcel.parcel import delete_parcel, find_parcel, write_parcel
 
 #: Seconds between log lines, as `tail -f crawl.log` shows them on a node.
@@ -44,7 +45,8 @@ def scrape(
     """
     if ready := find_parcel(folder, shard):
         return ready
-    stats, evidence, network = Stats(), Evidence(), network_config(download)
+    evidence = Evidence(outcomes=PackedOutcomes() if download.outcomes else None)
+    stats, network = Stats(), network_config(download)
     outages = network.outages
     started = logged = time.monotonic()
 

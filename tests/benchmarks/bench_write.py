@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from cahlib.core.records import Image, Judged, Parcel, Shard, Stats
-from cahlib.dataset.write.shard_writer import DatasetSpec, write_shard
+from cahlib.dataset.write.shard_writer import DatasetSpec, ScoredParcel, write_shard
 from cahlib.image.perceptual_hash import looks_of_file
 from cahlib.parcel.parcel import check_parcel, read_images, write_parcel
 from tests.benchmarks.common import note, one_core, parser
@@ -71,7 +71,11 @@ def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
     )
     sealed = replace(parcel([], folder), images=len(every))
     write_shard(
-        folder, judged(every), parcel=sealed, spec=spec, stats=Stats(), again=lambda _: None
+        folder,
+        judged(every),
+        ScoredParcel(parcel=sealed, stats=Stats()),
+        spec=spec,
+        again=lambda _: None,
     )
 
 

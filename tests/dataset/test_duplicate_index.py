@@ -13,7 +13,7 @@ from cahlib.core.records import DropReason, Stage
 from cahlib.dataset.maintain.dedup import find_duplicates
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.write.duplicate_index import load_duplicate_index
-from cahlib.dataset.write.shard_writer import read_uids, write_shard
+from cahlib.dataset.write.shard_writer import ScoredParcel, read_uids, write_shard
 from cahlib.image.perceptual_hash import NearIndex
 from tests.dataset.test_dedup import drawn, saved, shown
 from tests.world import judged as world
@@ -42,9 +42,8 @@ class Run:
         sealed = write_shard(
             self.options.folder,
             self.broken(made) if fails else made,
-            parcel=world.parcel(name, images=len(made)),
+            ScoredParcel(parcel=world.parcel(name, images=len(made)), stats=world.stats_of(made)),
             spec=world.SPEC,
-            stats=world.stats_of(made),
             again=listen,
         )
         assert sealed.stats.unaccounted(Stage.JUDGE) == 0

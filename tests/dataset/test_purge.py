@@ -25,6 +25,7 @@ from cahlib.dataset.storage.upload import upload_shards
 from cahlib.dataset.tar_index import TAR_INDEX_FILES
 from cahlib.dataset.write import columns, formats, shard_writer
 from cahlib.dataset.write.columns import OPTIONAL_COLUMNS, make_row
+from cahlib.dataset.write.shard_writer import ScoredParcel, write_shard
 from cahlib.run.pipeline import run
 from tests.world import judged as world
 from tests.world.crashes import before_each_renaming
@@ -45,10 +46,10 @@ def listed(path, *entries):
 
 
 def files(folder):
-    """What tells nothing of when it was made."""
+    """What tells nothing of when it was made, nor of what was purged."""
     return {
         path.relative_to(folder): path.read_bytes()
-        for each in set(FOLDERS) - {MANIFESTS}
+        for each in set(FOLDERS) - {MANIFESTS, "outcomes"}
         for path in folder.glob(f"{each}/*")
         if path.relative_to(folder).as_posix() not in TAR_INDEX_FILES
     }
@@ -95,6 +96,52 @@ def test_what_is_left_is_as_if_it_had_never_been_there(tmp_path, forms):
     assert mine.stats.dropped[DropReason.PURGED] == 6 and mine.stats.unaccounted(Stage.JUDGE) == 0
     assert mine.similarity == pytest.approx(other.similarity)
     assert sum(mine.kept.values()) == 9 and mine.dropped == other.dropped
+    before, after = outcomes(tmp_path / "never"), outcomes(tmp_path / "purged")
+    purged = [row for row in after if row["reason"] == "purged"]
+    assert [{k: v for k, v in row.items() if v is not None} for row in purged] == [
+        {"position": row["position"], "reason": "purged"} for row in purged
+    ]
+    fetched = [
+        [r["uid"] for r in rows if r["uid"] and not r["ms"] == 30] for rows in (before, after)
+    ]
+    assert fetched[0] == fetched[1] and len(purged) == 6
+
+
+def outcomes(folder):
+    return pq.read_table(folder / "outcomes/s-0.parquet").to_pylist()
+
+
+def test_links_that_were_no_pairs_are_purged_from_the_outcomes(tmp_path, capsys):
+    write(tmp_path)
+    dropped = [row for row in outcomes(tmp_path) if row["reason"] in ("timeout", "dissimilar")]
+    urls = listed(tmp_path / "urls", dropped[0]["url"], dropped[-1]["url"])
+    before = sorted(files(tmp_path).values())
+    assert main(["purge", str(tmp_path), "--urls", *urls]) == 0
+    assert "2 links of other candidates were removed from the outcomes." in capsys.readouterr().out
+    assert sorted(files(tmp_path).values()) == before and list(verify(tmp_path)) == []
+    left = {row["position"]: row for row in outcomes(tmp_path)}
+    for row in (dropped[0], dropped[-1]):
+        found = left[row["position"]]
+        assert found["reason"] == row["reason"]
+        assert all(found[name] is None for name in found.keys() - {"position", "reason"})
+    assert sum(row["url"] is not None for row in left.values()) == len(left) - 2 - 3  # and minors
+    assert main(["purge", str(tmp_path), "--urls", *urls]) == 0
+    assert "Removed 0 pairs from 0 shards.\n" in capsys.readouterr().out
+
+
+def test_a_pair_is_purged_by_the_url_that_it_was_redirected_to(tmp_path):
+    made = world.placed(world.some(5)[0])
+    scraped = world.parcel("s-0", images=5)
+    moved = [
+        each._replace(final_url="https://cdn.example/moved.jpg") if each.position == 0 else each
+        for each in world.outcomes(scraped, made)
+    ]
+    scored = ScoredParcel(parcel=scraped, stats=world.stats_of(made), outcomes=moved)
+    write_shard(tmp_path, made, scored, spec=world.SPEC, again=lambda _: None)
+    urls = listed(tmp_path / "urls", "https://cdn.example/moved.jpg")
+    (change,) = purge(tmp_path, PurgeLists(urls=urls))
+    assert change.lost == {DropReason.PURGED: 1} and list(verify(tmp_path)) == []
+    assert outcomes(tmp_path)[0]["reason"] == "purged"
 
 
 def test_a_dataset_of_an_older_cahlib_is_sound_and_can_be_purged(tmp_path, monkeypatch):
@@ -166,7 +213,7 @@ def test_pages_that_an_earlier_launch_did_not_come_to_are_made(tmp_path):
     write_pages(tmp_path, {})
     assert pair.jpeg in (tmp_path / "report.html").read_text()
     lists = PurgeLists(uids=listed(tmp_path / "uids", pair.uid))
-    assert len(list(rewrite_shards(tmp_path, lists.why()))) == 1  # and is killed then
+    assert len(list(rewrite_shards(tmp_path, lists.rules()[0]))) == 1  # and is killed then
     assert list(purge(tmp_path, lists)) == []
     assert pair.jpeg not in (tmp_path / "report.html").read_text()
     assert "purged" in (tmp_path / "README.md").read_text()
@@ -236,13 +283,14 @@ def test_everything_can_be_purged(tmp_path):
     (change,) = purge(tmp_path, PurgeLists(hashes=[str(packed)]))
     assert change.left == 0
     assert {path.parts[0] for path in files(tmp_path)} == {"optouts"}
+    assert {row["reason"] for row in outcomes(tmp_path)} >= {"purged", "http_4xx"}
     assert list(verify(tmp_path)) == []
 
 
 def test_a_purge_that_is_killed_is_finished_by_the_next(tmp_path):
     """Killed before each renaming and removal of an exchange; needs processes that die."""
     uids = listed(tmp_path / "uids", *(each.image.candidate.uid for each in kept()[:3]))
-    folders = [tmp_path / str(steps) for steps in range(8)]
+    folders = [tmp_path / str(steps) for steps in range(9)]
     for folder in folders:
         write(folder)
     died = before_each_renaming(
@@ -250,12 +298,12 @@ def test_a_purge_that_is_killed_is_finished_by_the_next(tmp_path):
         f"list(purge(folder, PurgeLists(uids={[*map(str, uids)]!r})))",
         folders,
     )
-    assert died == ["9"] * 8  # five files, the manifest, the report, the card
-    list(purge(tmp_path / "7", PurgeLists(uids=uids)))
+    assert died == ["9"] * 9  # six files, the manifest, the report, the card
+    list(purge(tmp_path / "8", PurgeLists(uids=uids)))
     for folder in folders:
         list(purge(folder, PurgeLists(uids=uids)))
         assert list(verify(folder)) == []
-        assert files(folder) == files(tmp_path / "7")
+        assert files(folder) == files(tmp_path / "8")
 
 
 def test_mistakes_are_said_in_one_sentence(tmp_path, capsys):

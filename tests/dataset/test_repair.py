@@ -50,7 +50,7 @@ def made(folder, *, layout, **spec):
     write_pages(folder, {})
     assert {path.name for path in folder.iterdir()} == {
         *FOLDERS, *PAGES, DESCRIPTION_FILE,
-    } - {"outcomes"}  # fmt: skip
+    }  # fmt: skip
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")

@@ -24,7 +24,7 @@ from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import manifest_path
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.show.summary import summarize, summary_lines
-from cahlib.dataset.write.shard_writer import write_shard
+from cahlib.dataset.write.shard_writer import ScoredParcel, write_shard
 from tests.world import judged as world
 
 JOB = Job.from_values(
@@ -62,9 +62,8 @@ def put(folder, pairs, shard="s-0"):
     return write_shard(
         folder,
         pairs,
-        parcel=world.parcel(shard, images=len(pairs)),
+        ScoredParcel(parcel=world.parcel(shard, images=len(pairs)), stats=world.stats_of(pairs)),
         spec=world.SPEC,
-        stats=world.stats_of(pairs),
         again=lambda judged: None,
     )
 
@@ -280,9 +279,8 @@ def test_what_was_heard_and_not_obeyed_is_named_in_card_and_report(tmp_path, obe
     write_shard(
         tmp_path,
         made,
-        parcel=parcel,
+        ScoredParcel(parcel=parcel, stats=world.stats_of(made)),
         spec=world.SPEC,
-        stats=world.stats_of(made),
         again=lambda judged: None,
     )
     text = card_of(tmp_path, {**JOB, "consent": "research"})

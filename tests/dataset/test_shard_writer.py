@@ -17,7 +17,12 @@ from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import DropReason, Stage
 from cahlib.dataset.manifest import read_manifest, read_manifests
 from cahlib.dataset.storage.hashed_file import HashedFile
-from cahlib.dataset.write.shard_writer import read_uids, recover_interrupted, write_shard
+from cahlib.dataset.write.shard_writer import (
+    ScoredParcel,
+    read_uids,
+    recover_interrupted,
+    write_shard,
+)
 from tests.world import judged as world
 from tests.world.crashes import before_each_renaming
 from tests.world.judged import write_anew as write
@@ -101,9 +106,11 @@ def test_embedding_reader_joins_metadata_and_embeddings_over_shards_without_pair
     empty = write_shard(
         tmp_path,
         [world.judged(900, reason=DropReason.DISSIMILAR)],
-        parcel=world.parcel("s-1", images=1, refused=0),
+        ScoredParcel(
+            parcel=world.parcel("s-1", images=1, refused=0),
+            stats=world.stats_of([world.judged(900, reason=DropReason.DISSIMILAR)]),
+        ),
         spec=world.SPEC,
-        stats=world.stats_of([world.judged(900, reason=DropReason.DISSIMILAR)]),
         again=lambda judged: None,
     )
     write(tmp_path, first=100, shard="s-2")
@@ -130,7 +137,9 @@ def test_embedding_reader_joins_metadata_and_embeddings_over_shards_without_pair
 
 def test_only_what_is_asked_for_is_written(tmp_path):
     sealed = write(tmp_path, spec=world.with_forms())
-    assert set(sealed.files) == {"metadata/metadata_s-0.parquet", "optouts/s-0.jsonl"}
+    assert set(sealed.files) == {
+        "metadata/metadata_s-0.parquet", "optouts/s-0.jsonl", "outcomes/s-0.parquet",
+    }  # fmt: skip
     assert set(everything(tmp_path)) == {*sealed.files, "shards/s-0.json"}
 
 
@@ -173,9 +182,8 @@ def test_a_pair_that_comes_twice_in_a_shard_is_kept_once(tmp_path):
     sealed = write_shard(
         tmp_path,
         made,
-        parcel=world.parcel("s-0", images=2),
+        ScoredParcel(parcel=world.parcel("s-0", images=2), stats=stats),
         spec=world.SPEC,
-        stats=stats,
         again=lambda judged: None,
     )
     assert sealed.rows == 1 == stats.left[Stage.JUDGE]
@@ -195,9 +203,8 @@ def test_no_text_of_the_web_stops_a_shard(tmp_path_factory, url, text, other):
     sealed = write_shard(
         folder,
         [pair],
-        parcel=world.parcel("s-0", images=1),
+        ScoredParcel(parcel=world.parcel("s-0", images=1), stats=world.stats_of([pair])),
         spec=world.SPEC,
-        stats=world.stats_of([pair]),
         again=lambda judged: None,
     )
     row = table_of(folder).iloc[0]
@@ -215,9 +222,8 @@ def test_an_error_of_the_judging_goes_through_and_leaves_nothing(tmp_path):
         write_shard(
             tmp_path,
             failing(),
-            parcel=world.parcel(images=10),
+            ScoredParcel(parcel=world.parcel(images=10), stats=world.some(10)[1]),
             spec=world.SPEC,
-            stats=world.some(10)[1],
             again=lambda judged: None,
         )
     assert everything(tmp_path) == {}
@@ -259,7 +265,7 @@ def test_a_folder_that_cannot_be_written_is_the_users_mistake(tmp_path):
 
 def test_what_a_crash_leaves_is_swept_and_nothing_else(tmp_path):
     """Killed before each renaming of the commit; needs processes that die."""
-    folders = [tmp_path / str(steps) for steps in range(8)]
+    folders = [tmp_path / str(steps) for steps in range(9)]
     for folder in folders:
         write(folder, shard="s-0")
         (folder / "images/own-notes.txt").write_text("the user's")
@@ -269,12 +275,12 @@ def test_what_a_crash_leaves_is_swept_and_nothing_else(tmp_path):
         'write_anew(folder, first=100, shard="s-1")',
         folders,
     )
-    assert died == ["9"] * 7 + ["0"]  # six files, then the manifest
-    for folder in folders[:7]:
+    assert died == ["9"] * 8 + ["0"]  # seven files, then the manifest
+    for folder in folders[:8]:
         assert len(everything(folder)) > len(before)
         recover_interrupted(folder)
         assert everything(folder).keys() == before.keys()
-    assert read_manifest(folders[7], "s-1")
+    assert read_manifest(folders[8], "s-1")
 
 
 def test_who_reads_the_folder_of_a_running_run_sees_sealed_shards_alone(tmp_path):

@@ -50,7 +50,7 @@ def test_a_shard_comes_to_s3_and_can_be_checked_there(tmp_path, store):
 def test_the_seal_comes_last(tmp_path, store):
     upload_shards([world.write(tmp_path)], tmp_path, "s3://bucket/data", sleep=no_sleep)
     puts = [path for method, path in store.log if method == "PUT"]
-    assert len(puts) == 7
+    assert len(puts) == 8
     assert puts[-1] == "/bucket/data/shards/s-0.json"
 
 

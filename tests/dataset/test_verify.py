@@ -27,6 +27,7 @@ FILES = {
     "text_emb": "text_emb/text_emb_s-1.npy",
     "tfrecords": "tfrecords/s-1.tfrecord",
     "optouts": "optouts/s-1.jsonl",
+    "outcomes": "outcomes/s-1.parquet",
 }
 
 

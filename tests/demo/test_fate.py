@@ -7,7 +7,7 @@ import pytest
 from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.crawl.shards import list_shards
 from cahlib.demo import job, world
-from cahlib.parcel.parcel import read_images
+from cahlib.parcel.parcel import read_images, unpack_outcomes
 from cahlib.run.scrape import scrape
 
 
@@ -18,7 +18,7 @@ def demo():
 
 @pytest.fixture(scope="module")
 def scraped(demo, tmp_path_factory):
-    """The stats of both halves, and the pairs of their images, with how often each came."""
+    """The stats of both halves, the pairs of their images by how often each came, the outcomes."""
     folder = tmp_path_factory.mktemp("parcels")
     with demo.serve() as web:
         asked = job("demo-dataset", web)
@@ -29,7 +29,8 @@ def scraped(demo, tmp_path_factory):
     pairs = Counter(
         (i.candidate.url, i.candidate.text) for each in parcels for i in read_images(each)
     )
-    return sum((parcel.stats for parcel in parcels), Stats()), pairs
+    outcomes = [each for parcel in parcels for each in unpack_outcomes(parcel)]
+    return sum((parcel.stats for parcel in parcels), Stats()), pairs, outcomes
 
 
 def test_every_trap_is_caught_for_its_reason(demo, scraped):
@@ -53,3 +54,31 @@ def test_nothing_disappears(demo, scraped):
     stats = scraped[0]
     assert [stats.unaccounted(stage) for stage in Stage] == [0, 0, 0, 0]
     assert stats.entered[Stage.CHOOSE] == len(demo.exhibits)
+
+
+def test_every_candidate_has_its_own_outcome(demo, scraped):
+    """The log gives the reason of each link, not only how many there were of each."""
+    stats, _, outcomes = scraped
+    assert len(outcomes) == stats.entered[Stage.FETCH]
+    expected = Counter(
+        (each.url, each.text or each.alt, None if judged else each.reason)
+        for each in demo.exhibits
+        if (judged := each.reason is None or each.reason.stage is Stage.JUDGE)
+        or each.reason.stage is Stage.FETCH
+    )
+    found = Counter((o.candidate.url, o.candidate.text, o.reason) for o in outcomes if o.candidate)
+    assert found == expected - Counter(
+        {key: n for key, n in expected.items() if key[2] is DropReason.KNOWN_HARM}
+    )
+
+
+def test_an_outcome_tells_what_came_of_the_requests(scraped):
+    for each in scraped[2]:
+        if each.reason is None:
+            assert each.status in (200, 203, 206) and each.bytes and each.ms is not None
+        if each.reason in (DropReason.HTTP_4XX, DropReason.HTTP_5XX, DropReason.TOO_OFTEN):
+            assert each.status >= 400 and each.bytes is None
+        if each.reason in (DropReason.DNS, DropReason.REFUSED, DropReason.PRIVATE_ADDRESS):
+            assert each.status is None and each.final_url is None
+    assert {each.attempt for each in scraped[2]} >= {1, 2}
+    assert any(each.final_url for each in scraped[2] if each.reason is None)

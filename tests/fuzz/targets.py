@@ -109,6 +109,8 @@ def _tar(data: bytes) -> None:
         with contextlib.suppress(ShardError):
             for each in parcel.read_images(known):
                 assert each.data
+        with contextlib.suppress(ShardError):
+            assert len(list(parcel.unpack_outcomes(known))) == known.stats.entered[Stage.FETCH]
         assert len(list(Path(folder).iterdir())) == 2
 
 

@@ -15,7 +15,7 @@ from cahlib.core.config import Job, Output
 from cahlib.core.errors import ConfigError
 from cahlib.core.secret_store import run_name
 from cahlib.dataset.write.duplicate_index import load_duplicate_index
-from cahlib.dataset.write.shard_writer import write_shard
+from cahlib.dataset.write.shard_writer import ScoredParcel, write_shard
 from cahlib.kaggle import pack
 from cahlib.kaggle.in_kernel import receive_settings, stop_when_full, working_hours
 from cahlib.ledger.local import LocalLedger
@@ -59,8 +59,11 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
     made = [world.judged(number) for number in range(3)]
     sealed = [
         write_shard(
-            here.folder, images, parcel=world.parcel(name, images=len(images)),
-            spec=world.SPEC, stats=world.stats_of(images), again=lambda judged: None,
+            here.folder, images,
+            ScoredParcel(
+                parcel=world.parcel(name, images=len(images)), stats=world.stats_of(images)
+            ),
+            spec=world.SPEC, again=lambda judged: None,
         )
         for name, images in (("full", made), ("empty", []))
     ]  # fmt: skip

@@ -12,11 +12,13 @@ import numpy as np
 from PIL import Image as Picture
 
 from cahlib.core.records import (
+    DROP_REASONS,
     Candidate,
     DropReason,
     Image,
     Judged,
     OptOut,
+    Outcome,
     Parcel,
     Shard,
     Stage,
@@ -25,7 +27,7 @@ from cahlib.core.records import (
 from cahlib.crawl.shards import list_shards
 from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifest
 from cahlib.dataset.storage.hashed_file import FileRecord
-from cahlib.dataset.write.shard_writer import DatasetSpec, read_uids, write_shard
+from cahlib.dataset.write.shard_writer import DatasetSpec, ScoredParcel, read_uids, write_shard
 from cahlib.image.header import CAN_DECODE_AVIF
 from cahlib.ledger.local import LocalLedger
 from cahlib.model.model_source import find_source
@@ -177,6 +179,30 @@ def parcel(shard="CC-MAIN-2024-10-00007-0", *, images, refused=1, began=1_700_00
     )
 
 
+def placed(made):
+    """These images as the first candidates of their shard."""
+    numbered = []
+    for position, each in enumerate(made):
+        candidate = replace(each.image.candidate, position=position)
+        numbered.append(replace(each, image=replace(each.image, candidate=candidate)))
+    return numbered
+
+
+def outcomes(scraped, made):
+    """The outcomes of a parcel's candidates: first these images, then what was dropped."""
+    for each in made:
+        candidate = each.image.candidate
+        yield Outcome(candidate.position, None, candidate, 200, None, 40, len(each.image.data), 1)
+    position, names = len(made), iter(range(1_000_000))
+    for reason in DROP_REASONS[Stage.FETCH].values():
+        for _ in range(scraped.stats.dropped[reason]):
+            url = f"https://{reason.value.replace('_', '-')}.example/{next(names)}.jpg"
+            candidate = replace(judged(0, url=url).image.candidate, position=position)
+            status = {DropReason.HTTP_4XX: 404}.get(reason)
+            yield Outcome(position, reason, candidate, status, None, 30, None, 1)
+            position += 1
+
+
 def with_forms(*forms):
     """The spec with other forms."""
     return replace(SPEC, forms=forms)
@@ -210,12 +236,12 @@ def write_anew(folder, count=30, *, first=0, shard="s-0", seen=lambda uid: False
 
 def write_these(folder, made, *, shard="s-0", seen=lambda uid: False, spec=SPEC):
     """The same of certain images."""
+    made, scraped = placed(made), parcel(shard, images=len(made))
     return write_shard(
         folder,
         made,
-        parcel=parcel(shard, images=len(made)),
+        ScoredParcel(parcel=scraped, stats=stats_of(made), outcomes=outcomes(scraped, made)),
         spec=spec,
-        stats=stats_of(made),
         again=lambda each: DropReason.PAIR_SEEN if seen(each.image.candidate.uid) else None,
     )
 

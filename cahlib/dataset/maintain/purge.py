@@ -42,8 +42,11 @@ class PurgeLists:
     urls: Sequence[str] = ()  #: of images
     uids: Sequence[str] = ()  #: of pairs
 
-    def why(self) -> RemovalRule:
-        """Read the lists; raise ConfigError if a file is not such a list."""
+    def rules(self) -> tuple[RemovalRule, RemovalRule]:
+        """Return the rules for rows of the metadata and of the outcomes.
+
+        Raise ConfigError if a file is not such a list.
+        """
         hashes = HashSet(
             each for path in self.hashes for each in read_entries(path, "hashes", FILE_HASH)
         )
@@ -64,22 +67,30 @@ class PurgeLists:
             )
             return DropReason.PURGED if listed else None
 
-        return why
+        def why_outcome(row: Row) -> DropReason | None:
+            links = [each for each in (row["url"], row["final_url"]) if each]
+            listed = any(md5_digest(each) in urls for each in links)
+            return DropReason.PURGED if listed or bytes.fromhex(row["uid"]) in uids else None
+
+        return why, why_outcome
 
 
 def purge(folder: Path, lists: PurgeLists) -> Iterator[ShardChange]:
     """Remove the listed pairs, shard by shard, here and at the URL that the run uploaded to.
 
-    Safe to interrupt and repeat. The changes are logged, and the report and the card updated. Raise
-    as `rewrite_shards` does, and RunError if the URL cannot be reached.
+    Listed links that did not become pairs are removed from the outcomes. Safe to interrupt and
+    repeat. The changes are logged, and the report and the card updated. Raise as `rewrite_shards`
+    does, and RunError if the URL cannot be reached.
     """
-    yield from apply_changes(folder, "purge", lists.why())
+    yield from apply_changes(folder, "purge", *lists.rules())
 
 
-def apply_changes(folder: Path, what: str, why: RemovalRule) -> Iterator[ShardChange]:
+def apply_changes(
+    folder: Path, what: str, why: RemovalRule, why_outcome: RemovalRule | None = None
+) -> Iterator[ShardChange]:
     """Rewrite a dataset, and update the log of changes, the report and the card."""
     with change_dataset(folder):
-        for change in rewrite_shards(folder, why):
+        for change in rewrite_shards(folder, why, why_outcome):
             note_change(folder, what, change)
             yield change
 
@@ -134,6 +145,8 @@ def change_line(what: str, change: ShardChange, about: Mapping[str, Any] | None 
     """Return the line of a change in the log of changes; ``about`` is added to it."""
     lost = {reason.value: n for reason, n in change.lost.items()}
     line = {"time": time.time(), "what": what, "shard": change.shard, "lost": lost}
+    if change.links:
+        line["links"] = change.links
     return canonical_json(line | dict(about or {})) + b"\n"
 
 

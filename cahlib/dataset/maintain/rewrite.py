@@ -1,20 +1,23 @@
 """Remove pairs from a finished dataset by rewriting every file of their shards.
 
-The result is what a run that never had those pairs would have written, so all files stay aligned.
-A shard is replaced as a whole or not at all, and `recover_interrupted` completes a replacement that
-was interrupted. Nothing here knows why a pair has to go.
+The result is what a run that never had those pairs would have written, so all files stay aligned;
+the outcomes tell why they went. A shard is replaced as a whole or not at all, and
+`recover_interrupted` completes a replacement that was interrupted. Nothing here knows why a pair
+has to go.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import DropReason, Stage
@@ -25,10 +28,12 @@ from cahlib.dataset.manifest import (
     read_manifests,
     require_dataset,
 )
+from cahlib.dataset.outcomes import KEPT, has_outcomes, read_outcomes
 from cahlib.dataset.read_pairs import DAMAGE, extras_of, read_pairs, read_table
 from cahlib.dataset.storage.hashed_file import HashedFile
 from cahlib.dataset.write.columns import COLUMNS, REENCODED_FROM, Row
 from cahlib.dataset.write.formats import write_matrix
+from cahlib.dataset.write.outcome_writer import rewritten_outcomes
 from cahlib.dataset.write.shard_writer import (
     DatasetSpec,
     PairStats,
@@ -38,8 +43,12 @@ from cahlib.dataset.write.shard_writer import (
 
 _log = logging.getLogger(__name__)
 
-#: Returns why the pair of a row of the metadata is to be removed, or None.
+#: Returns why the pair of a row of the metadata is to be removed, or None; or why the link of a row
+#: of the outcomes is.
 RemovalRule = Callable[[Row], DropReason | None]
+
+#: The columns of the outcomes that a rule for them may use.
+_LINK_COLUMNS = ("position", "reason", "uid", "url", "final_url")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,21 +58,25 @@ class ShardChange:
     shard: str
     lost: Mapping[DropReason, int]
     left: int  #: pairs that remain
+    links: int = 0  #: links removed from the outcomes that were no pairs
 
 
-def rewrite_shards(folder: Path, why: RemovalRule) -> Iterator[ShardChange]:
+def rewrite_shards(
+    folder: Path, why: RemovalRule, why_outcome: RemovalRule | None = None
+) -> Iterator[ShardChange]:
     """Remove the pairs for which there is a reason from the dataset in a folder, shard by shard.
 
-    Yield a change per shard that had such pairs, once it is replaced. The caller holds the folder's
-    lock (`lock.lock_dataset`). Raise ConfigError at once if there is no dataset or its files are
-    elsewhere, and RunError later if one is damaged.
+    ``why_outcome`` does the same for rows of the outcomes: it may remove further pairs, and the
+    links of candidates that did not become pairs. Yield a change per shard that had any, once it is
+    replaced. The caller holds the folder's lock (`lock.lock_dataset`). Raise ConfigError at once if
+    there is no dataset or its files are elsewhere, and RunError later if one is damaged.
     """
     recover_interrupted(folder)
     require_dataset(folder)
     every = list(read_manifests(folder))
     if away := next((manifest.place for manifest in every if manifest.place), None):
         raise ConfigError(f"{folder}: the files are at {away}; download them first.")
-    return filter(None, (_tried(folder, manifest, why) for manifest in every))
+    return filter(None, (_tried(folder, manifest, why, why_outcome) for manifest in every))
 
 
 def copy_shard(
@@ -74,8 +87,7 @@ def copy_shard(
     The manifest there counts the others as dropped. Raise RunError if the shard is damaged.
     """
     with _damage(manifest):
-        _, copied = _write_rest(folder, manifest, why, target)
-    return copied
+        return _write_rest(folder, manifest, (why, None), target).manifest
 
 
 @contextmanager
@@ -89,38 +101,77 @@ def _damage(manifest: ShardManifest) -> Iterator[None]:
         ) from error
 
 
-def _tried(folder: Path, manifest: ShardManifest, why: RemovalRule) -> ShardChange | None:
+def _tried(
+    folder: Path, manifest: ShardManifest, why: RemovalRule, why_outcome: RemovalRule | None
+) -> ShardChange | None:
     links = {p: p.resolve() for name in manifest.files if (p := folder / name).is_symlink()}
     with _damage(manifest):
-        lost, fresh = _write_rest(folder, manifest, why, folder)
-    change = None
-    if fresh is not manifest:
-        change = ShardChange(shard=manifest.shard.id, lost=lost, left=fresh.rows)
-    for path, old in links.items() if change else ():
+        fresh, lost, others = _write_rest(folder, manifest, (why, why_outcome), folder)
+    if fresh is manifest:
+        return None
+    for path, old in links.items():
         if not path.is_symlink():
             _log.warning("%s was a link; %s still has what was removed.", path, old)
-    return change
+    return ShardChange(shard=manifest.shard.id, lost=lost, left=fresh.rows, links=others)
+
+
+class _Rest(NamedTuple):
+    """What is left of a shard."""
+
+    manifest: ShardManifest  #: the same if nothing changed
+    lost: Mapping[DropReason, int]
+    links: int
 
 
 def _write_rest(
-    folder: Path, manifest: ShardManifest, why: RemovalRule, target: Path
-) -> tuple[Counter[DropReason], ShardManifest]:
-    """Write the pairs that stay, unless all of them do and the target is the folder itself.
-
-    Return what was lost, and the new manifest or the same.
-    """
+    folder: Path,
+    manifest: ShardManifest,
+    rules: tuple[RemovalRule, RemovalRule | None],
+    target: Path,
+) -> _Rest:
+    """Write the pairs that stay, unless all of them do and the target is the folder itself."""
+    why, why_outcome = rules
     rows, schema, layout = read_table(folder, manifest)
-    reasons = [why(row) for row in rows]
-    lost = Counter(reason for reason in reasons if reason)
+    listed = _listed(folder, manifest, why_outcome)
+    reasons = [why(row) or listed.kept.get(row["uid"]) for row in rows]
+    removed = {row["uid"]: each for row, each in zip(rows, reasons, strict=True) if each}
+    lost = Counter(removed.values())
     gallery = tuple(
         shown for shown in manifest.gallery if not why({**asdict(shown), "URL": shown.url})
     )
-    if target == folder and not lost and gallery == manifest.gallery:
-        return lost, manifest
+    copied = target != folder
+    if not (copied or lost or listed.others) and gallery == manifest.gallery:
+        return _Rest(manifest, lost, 0)
+    pair_stats = PairStats()
+    with ShardWriter(target) as writer:
+        if copied or lost:
+            writer.open_formats(manifest.shard.id, _spec(manifest, schema, layout))
+            pairs = read_pairs(folder, manifest, rows)
+            for row, pair, reason in zip(rows, pairs, reasons, strict=True):
+                if reason is None:
+                    pair_stats.count(pair)
+                    writer.add(pair, row)
+            writer.close_formats()
+            if pair_stats.rows:
+                _keep_vectors(folder, manifest, writer, [reason is None for reason in reasons])
+            rest = _without(manifest, pair_stats, lost, gallery)
+        else:
+            rest = replace(manifest, gallery=gallery)
+        outcomes = part_path("outcomes", manifest.shard.id)
+        if has_outcomes(manifest):
+            data = rewritten_outcomes(folder, manifest, removed, listed.others)
+            writer.open(outcomes).write(data)
+            rest = replace(rest, files={k: v for k, v in rest.files.items() if k != outcomes})
+        for kept in rest.files if copied else ():
+            _copy(folder / kept, writer.open(kept))
+        return _Rest(writer.commit(rest), lost, len(listed.others))
+
+
+def _spec(manifest: ShardManifest, schema: pa.Schema, layout: int) -> DatasetSpec:
     extras = extras_of(manifest)
     added = [name for each in manifest.added for name in each.columns]
     others = {*COLUMNS, REENCODED_FROM, *added, *(name for _, name in extras)}
-    spec = DatasetSpec(
+    return DatasetSpec(
         model=manifest.model,
         threshold=manifest.threshold,
         scores={n: n for n in schema.names if n not in others},
@@ -131,23 +182,25 @@ def _write_rest(
         extras=extras,
         added=tuple(schema.field(name) for name in added),
     )
-    pair_stats = PairStats()
-    with ShardWriter(target) as writer:
-        writer.open_formats(manifest.shard.id, spec)
-        for row, pair, reason in zip(
-            rows, read_pairs(folder, manifest, rows), reasons, strict=True
-        ):
-            if reason is None:
-                pair_stats.count(pair)
-                writer.add(pair, row)
-        writer.close_formats()
-        if pair_stats.rows:
-            _keep_vectors(folder, manifest, writer, [reason is None for reason in reasons])
-        rest = _without(manifest, pair_stats, lost, gallery)
-        if target != folder:
-            for kept in rest.files:
-                _copy(folder / kept, writer.open(kept))
-        return lost, writer.commit(rest)
+
+
+class _Listed(NamedTuple):
+    """What a rule for outcomes lists of a shard."""
+
+    kept: Mapping[str, DropReason]  #: reasons to remove pairs, by uid
+    others: Set[int]  #: positions of candidates that lose their links
+
+
+def _listed(folder: Path, manifest: ShardManifest, why: RemovalRule | None) -> _Listed:
+    kept, others = dict[str, DropReason](), set[int]()
+    for batch in read_outcomes(folder, manifest, _LINK_COLUMNS) if why else ():
+        for row in batch.to_pylist():
+            if why and row["uid"] and (reason := why(row)):
+                if row["reason"] == KEPT:
+                    kept[row["uid"]] = reason
+                else:
+                    others.add(row["position"])
+    return _Listed(kept, others)
 
 
 def _copy(path: Path, file: HashedFile) -> None:

@@ -11,16 +11,20 @@ import io
 import json
 import re
 import tarfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from cahlib.core.lists import md5_digest
+from cahlib.core.records import DROP_REASONS, ERASED_REASONS, Stage, Stats
 from cahlib.dataset.layout import LAYOUT, further_model
 from cahlib.dataset.manifest import ShardManifest, tar_path
 from cahlib.dataset.metadata import read_metadata
+from cahlib.dataset.outcomes import KEPT, outcome_schema
 from cahlib.dataset.storage.files import DatasetFiles
 from cahlib.dataset.storage.hashed_file import FileRecord
 from cahlib.dataset.write.columns import (
@@ -48,6 +52,9 @@ _NPY = re.compile(
 #: What readers raise for a damaged file.
 _DAMAGE = tarfile.TarError, pa.ArrowException, DamagedRecord, ValueError, TypeError, KeyError
 
+#: Reasons of rows that must not lead to their images.
+_ERASED = {reason.value for reason in ERASED_REASONS}
+
 _Reader = Callable[[str, BinaryIO], Iterator[str]]
 
 
@@ -69,6 +76,7 @@ class ShardCheck:
             "text_emb": self._matrix,
             "tfrecords": self._records,
             "optouts": self._evidence,
+            "outcomes": self._outcomes,
         }
         for form, reader in readers.items():
             path = LAYOUT[form].format(self._manifest.shard.id)
@@ -145,6 +153,21 @@ class ShardCheck:
             path, len(lines), wanted=self._manifest.optouts + self._manifest.overruled
         )
 
+    def _outcomes(self, path: str, file: BinaryIO) -> Iterator[str]:
+        try:
+            table = read_metadata(io.BytesIO(file.read()))
+        except OSError as error:  # as for the metadata
+            raise ValueError(str(error)) from error
+        wanted = [*outcome_schema()]
+        if list(table.schema)[: len(wanted)] != wanted:
+            yield f"{path} does not have the columns of outcomes."
+            return
+        yield from check_outcomes(path, table, self._manifest.stats)
+        uids = {row["uid"] for row in self._rows or ()}
+        kept = table.filter(pc.equal(table["reason"], KEPT))["uid"].to_pylist()
+        if self._rows is not None and {*kept} != uids:
+            yield f"{path}: the kept candidates are not the pairs in the metadata."
+
     def _cosines(self, model: str) -> Iterator[str]:
         """Yield the first row whose embeddings do not give its similarity by a model."""
         both = self._vectors[model]
@@ -216,6 +239,30 @@ def check_file(
             yield f"{path} cannot be read: {error}."
         if hashed.rest() != stored:
             yield f"{path} was changed after it was written: its checksum differs."
+
+
+def check_outcomes(path: str, table: pa.Table, stats: Stats) -> Iterator[str]:
+    """Yield how a shard's outcomes differ from its counts, or are not what they should be."""
+    if table["position"].to_pylist() != [*range(stats.entered[Stage.FETCH])]:
+        yield f"{path} does not have one row per candidate, in their order."
+        return
+    found = Counter(table["reason"].to_pylist())
+    reasons = DROP_REASONS[Stage.FETCH] | DROP_REASONS[Stage.JUDGE]
+    wanted = {name: n for name, reason in reasons.items() if (n := stats.dropped[reason])}
+    for name, number in {KEPT: stats.left[Stage.JUDGE], **wanted}.items():
+        if found.pop(name, 0) != number:
+            yield f"{path} has another number of rows with the reason {name} than the manifest."
+    for name in found:
+        yield f"{path} has rows with the reason {name}, which the manifest does not count."
+    rows = zip(*(table[name].to_pylist() for name in ("reason", "uid", "url", "text")), strict=True)
+    for at, (reason, *words) in enumerate(rows):
+        if reason in _ERASED:
+            sound = not any(words)
+        else:
+            sound = None not in words and words[0] == md5_digest(words[1] + words[2]).hex()
+        if not (sound or words == [None, None, None]):
+            yield f"{path}: the key of row {at} is not that of its url and text."
+            return
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@
     text_emb/text_emb_<shard>.npy       the same for the texts
     tfrecords/<shard>.tfrecord          on request
     optouts/<shard>.jsonl               the evidence for each image whose owner opted out
+    outcomes/<shard>.parquet            what became of each candidate, kept or not
     shards/<shard>.json                 the manifest, written last
     dataset.json                        the settings, and which shards are committed
 
@@ -14,7 +15,7 @@ Each shard has its own files: a committed shard is never touched again, and an i
 leaves nothing. The folders of embeddings and metadata are named as clip-retrieval names its own, so
 that it, autofaiss and embedding-reader read the dataset's folder as it is. They join npy and
 parquet by the order of the sorted names, and skip an npy without rows but not its parquet: so a
-shard without kept pairs has no files at all, only its manifest.
+shard without kept pairs has only its manifest, its evidence and its outcomes.
 
 Nothing here knows where images come from, or how they are scored.
 """
@@ -26,6 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ import pyarrow as pa
 
 from cahlib.core.atomic import TEMPORARY_SUFFIX
 from cahlib.core.errors import disk_errors
-from cahlib.core.records import DropReason, Judged, OptOut, Parcel, Stage, Stats
+from cahlib.core.records import DropReason, Judged, OptOut, Outcome, Parcel, Stage, Stats
 from cahlib.core.table_rows import ExtraColumn, parse_rows_url
 from cahlib.dataset.layout import (
     CURRENT_LAYOUT,
@@ -62,6 +64,7 @@ from cahlib.dataset.write.columns import (
 )
 from cahlib.dataset.write.formats import FormatWriter, MatrixWriter, ParquetWriter, WebDatasetWriter
 from cahlib.dataset.write.gallery import Gallery
+from cahlib.dataset.write.outcome_writer import Verdicts
 from cahlib.dataset.write.reencode import reencode_as_jpeg
 from cahlib.dataset.write.tfrecord import TFRecordWriter
 from cahlib.image.perceptual_hash import with_looks
@@ -89,27 +92,37 @@ class DatasetSpec:
     added: tuple[pa.Field, ...] = ()  #: columns that the metadata alone have
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # an attempt of its own
+class ScoredParcel:
+    """A parcel whose images are being scored."""
+
+    parcel: Parcel
+    stats: Stats = dataclasses.field(default_factory=Stats)  #: of the scoring
+    outcomes: Iterable[Outcome] = ()  #: of the parcel's candidates; without, none are written
+
+
 def write_shard(
     folder: Path,
     judged: Iterable[Judged],
+    scored: ScoredParcel,
     *,
-    parcel: Parcel,
     spec: DatasetSpec,
-    stats: Stats,
     again: Callable[[Judged], DropReason | None],
 ) -> ShardManifest:
     """Write and commit a parcel's scored images; one image at a time is in memory.
 
-    ``stats`` is that of the scoring: a pair for which ``again`` returns a reason is moved in it
-    from the kept to the dropped. Errors of ``judged`` propagate, and nothing is left on disk.
-    Raise ConfigError if the folder cannot be written, RunError if the disk fails.
+    A pair for which ``again`` returns a reason is moved in the stats from the kept to the dropped.
+    Errors of ``judged`` propagate, and nothing is left on disk. Raise ConfigError if the folder
+    cannot be written, RunError if the disk fails, ShardError for outcomes of other images.
     """
-    pair_stats, rows = PairStats(), parse_rows_url(parcel.shard.url)
+    parcel, stats = scored.parcel, scored.stats
+    pair_stats, verdicts, rows = PairStats(), Verdicts(), parse_rows_url(parcel.shard.url)
     spec = dataclasses.replace(spec, extras=rows.extras if rows else ())
     with ShardWriter(folder) as writer:
         writer.open_formats(parcel.shard.id, spec)
         for each in _without_duplicates(judged, again):
             pair_stats.count(each)
+            verdicts.note(each)
             if each.reason is None:
                 writer.add(*_prepare(each, spec))
         # Not before the scoring has ended: it counts in the same stats, on another thread.
@@ -118,6 +131,9 @@ def write_shard(
         writer.close_formats()
         if parcel.optouts:
             _write_evidence(writer.open(part_path("optouts", parcel.shard.id)), parcel.optouts)
+        if has_rows := next(outcomes := iter(scored.outcomes), None):
+            table = verdicts.parquet(chain([has_rows], outcomes), stats, spec.scores)
+            writer.open(part_path("outcomes", parcel.shard.id)).write(table)
         return writer.commit(_manifest(pair_stats, parcel, spec=spec, stats=parcel.stats + stats))
 
 
