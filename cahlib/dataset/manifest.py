@@ -47,6 +47,9 @@ class GalleryItem:
     sha1: str
     sha256: str
     phash: str
+    language: str = ""  #: "" if by an older cahlib
+    #: shown for being near the threshold, not by chance
+    near_threshold: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

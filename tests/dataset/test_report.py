@@ -2,6 +2,7 @@
 
 import base64
 import inspect
+import itertools
 import json
 import re
 import shlex
@@ -105,7 +106,15 @@ def test_the_report_asks_for_nothing_and_shows_the_numbers(tmp_path):
     assert "30 image–text pairs" in shown and "2 shards" in shown
     assert DropReason.HTTP_4XX.phrase in shown and DropReason.DISSIMILAR.phrase in shown
     assert "host3.example" in shown and "CC-MAIN-2024-10" in shown
-    assert found.tags.count("figure") == 16
+    for heading in (
+        "Some kept pairs",
+        "Just kept",
+        "Just dropped",
+        "By host",
+        "Some dropped pairs",
+    ):
+        assert heading in found.texts, heading
+    assert "By language" not in found.texts  # all captions are English
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -162,7 +171,30 @@ def test_the_gallery_shows_no_unsafe_picture_and_no_one_who_may_be_a_minor(tmp_p
 def test_the_gallery_is_a_draw_that_does_not_depend_on_the_order(tmp_path):
     pairs, _ = world.some(60)
     one, two = put(tmp_path / "one", pairs), put(tmp_path / "two", pairs[::-1])
-    assert one.gallery == two.gallery and len(one.gallery) == 8
+    assert one.gallery == two.gallery
+    by_chance = [each for each in one.gallery if not each.near_threshold]
+    uids = {each.image.candidate.uid for each in pairs if each.reason is None}
+    assert [each.uid for each in by_chance if each.kept] == sorted(uids)[:4] and len(by_chance) == 8
+
+
+def test_the_report_shows_both_sides_of_the_threshold_and_each_language_and_host(tmp_path):
+    pairs, _ = world.some(60)
+    near = [
+        world.judged(900, similarity=0.3001, text="barely"),
+        world.judged(901, similarity=0.2999, text="almost", reason=DropReason.DISSIMILAR),
+    ]
+    put(tmp_path, [*pairs, *near])
+    pair = world.judged(902, text="govva")
+    candidate = replace(pair.image.candidate, language="se")
+    put(tmp_path, [replace(pair, image=replace(pair.image, candidate=candidate))], "s-1")
+    texts = page(tmp_path).texts
+    parts = [texts.index(each) for each in ("Just kept", "Just dropped", "By language", "By host")]
+    just_kept, just_dropped, languages = (
+        texts[start:end] for start, end in itertools.pairwise(parts)
+    )
+    assert just_kept.index("barely") < just_kept.index("0.300") + 4 and "almost" in just_dropped
+    assert "se" in languages and "en" in languages
+    assert [each for each in texts[parts[-1] :] if each.startswith("host")]
 
 
 def test_huge_images_are_not_opened_for_show(tmp_path):

@@ -29,7 +29,6 @@ _CAPTION = 300
 
 def render_report(found: Summary, name: str, job_values: Mapping[str, Any]) -> str:
     """Return the page on a summary."""
-    gallery = sorted(found.gallery, key=lambda each: -each.similarity)
     size = f"{found.bytes / 1e9:,.2f} GB" if found.bytes > 1e9 else f"{found.bytes / 1e6:,.1f} MB"
     return _template().render(
         title=name,
@@ -45,8 +44,7 @@ def render_report(found: Summary, name: str, job_values: Mapping[str, Any]) -> s
         domains=bar_rows(
             [(host, n, percentage(n, found.pairs)) for host, n in found.domains.items()]
         ),
-        kept=[each for each in gallery if each.kept],
-        dropped=[each for each in gallery if not each.kept],
+        samples=found.samples,
         settings=published_settings(job_values),
         versions=sorted(found.versions.items()),
         bands=NSFW_BANDS,

@@ -12,11 +12,9 @@ from cahlib.core.config import NO_MODEL, settings
 from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.core.table_rows import ExtraColumn, parse_rows_url
 from cahlib.core.wording import plural
-from cahlib.dataset.manifest import GalleryItem, ShardManifest, no_dataset_error, read_manifests
+from cahlib.dataset.manifest import ShardManifest, no_dataset_error, read_manifests
+from cahlib.dataset.show.samples import GallerySamples
 from cahlib.dataset.tar_index import tar_size
-
-#: Pairs of each kind in the gallery.
-_SHOWN = 24
 
 #: WAT files that warnings list.
 _CUT = 10
@@ -48,7 +46,7 @@ class Summary:
     dropped: Mapping[int, int]
     similarity: float  #: mean of the kept pairs; 0 if there are none
     domains: Mapping[str, int]  #: the hosts with the most pairs, and their number
-    gallery: tuple[GalleryItem, ...]
+    samples: GallerySamples
     optouts: int
     overruled: int  #: opt-outs that were recorded and not obeyed
     work: tuple[ShardTimes, ...]
@@ -105,7 +103,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
     stats = Stats()
     kept, dropped, domains = Counter[int](), Counter[int](), Counter[str]()
     opinions: dict[str, Counter[str]] = {}
-    shown: list[GalleryItem] = []
+    samples = GallerySamples()
     work: list[ShardTimes] = []
     models, forms, versions = dict[tuple[str, float], None](), dict[str, None](), dict[str, str]()
     cut, sizes, scores = dict[str, int](), dict[str, int](), dict[str, None]()
@@ -120,7 +118,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
         domains.update(each.domains)
         for label, counts in each.opinions.items():
             opinions.setdefault(label, Counter()).update(counts)
-        shown = _sample([*shown, *each.gallery])
+        samples.add(each.gallery)
         work.append(_work(each))
         if each.model != NO_MODEL:
             models[each.model, each.threshold] = None
@@ -147,7 +145,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
         similarity=similarity / max(stats.left[Stage.JUDGE], 1),
         opinions=opinions,
         domains=dict(domains.most_common(_DOMAINS)),
-        gallery=tuple(shown),
+        samples=samples,
         optouts=optouts,
         overruled=overruled,
         work=tuple(work),
@@ -243,13 +241,6 @@ def _text(value: Any) -> str:
         return f"{value:,}"
     text = "" if value is None else str(value)
     return PurePath(text).name if text.startswith(("/", "~", "./", "../")) else text
-
-
-def _sample(shown: Iterable[GalleryItem]) -> list[GalleryItem]:
-    """Return the pairs of each kind with the least keys: a random but reproducible sample."""
-    found = sorted(shown, key=lambda each: each.uid)
-    kept, dropped = ([each for each in found if each.kept is kind] for kind in (True, False))
-    return kept[:_SHOWN] + dropped[:_SHOWN]
 
 
 def _work(manifest: ShardManifest) -> ShardTimes:

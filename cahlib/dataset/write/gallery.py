@@ -1,8 +1,9 @@
 """Sample a few pairs of a shard for the report, as thumbnails.
 
-The sample is random but reproducible: the pairs with the least keys, which are hashes. What is not
-UNLIKELY is reduced to a few blots of colour before it is stored. Pairs dropped as possibly showing
-minors or animals in unsafe content are never shown, not even like that.
+The sample is random but reproducible: the pairs with the least keys, which are hashes. Beside it
+are those nearest to the threshold, on both sides of it. What is not UNLIKELY is reduced to a few
+blots of colour before it is stored. Pairs dropped as possibly showing minors or animals in unsafe
+content are never shown, not even like that.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import base64
 from bisect import insort
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import BytesIO
 from typing import Any
 
@@ -23,7 +24,7 @@ from cahlib.image.perceptual_hash import with_looks
 from cahlib.image.pixels import flatten_on_white, to_plain_mode
 
 #: Samples of kept and of dropped pairs: few, so that the manifests of 1,000 shards stay small.
-_EACH = 4
+_EACH, _NEAR = 4, 2
 #: The longer side of a thumbnail, in pixels.
 _SIDE = 160
 #: Images above these cost more memory and time than a thumbnail is worth.
@@ -31,22 +32,36 @@ _MOST_BYTES, _MOST_PIXELS = 1_000_000, 4_000_000
 
 
 class Gallery:
-    """A sample of the pairs in a stream: eight images of at most 1 MB each."""
+    """A sample of the pairs in a stream: at most twelve images of at most 1 MB each."""
 
     def __init__(self) -> None:
         self._drawn: dict[bool, list[tuple[str, Judged]]] = {True: [], False: []}
+        self._near: dict[bool, list[tuple[float, str, Judged]]] = {True: [], False: []}
 
     def offer(self, judged: Judged) -> None:
         """Consider a scored image for the sample."""
         if not _presentable(judged):
             return
-        drawn = self._drawn[judged.reason is None]
-        insort(drawn, (judged.image.candidate.uid, judged), key=lambda entry: entry[0])
-        del drawn[_EACH:]
+        kept, uid = judged.reason is None, judged.image.candidate.uid
+        insort(self._drawn[kept], (uid, judged), key=lambda entry: entry[0])
+        del self._drawn[kept][_EACH:]
+        if judged.similarity is not None:
+            distance = judged.similarity if kept else -judged.similarity
+            insort(self._near[kept], (distance, uid, judged), key=lambda entry: entry[:2])
+            del self._near[kept][_NEAR:]
 
     def shown(self) -> tuple[GalleryItem, ...]:
         """Return the sample, kept pairs first."""
-        return tuple(_show(judged) for drawn in self._drawn.values() for _, judged in drawn)
+        found = list[GalleryItem]()
+        for kept in (True, False):
+            drawn = dict(self._drawn[kept])
+            found += (_show(judged) for judged in drawn.values())
+            found += (
+                replace(_show(judged), near_threshold=True)
+                for _, uid, judged in self._near[kept]
+                if uid not in drawn
+            )
+        return tuple(found)
 
 
 class LatestPairs:
@@ -109,6 +124,7 @@ def _show(judged: Judged, *, blur: bool = True) -> GalleryItem:
         sha1=judged.image.sha1,
         sha256=judged.image.sha256,
         phash=with_looks(judged.image).phash,
+        language=candidate.language,
     )
 
 
