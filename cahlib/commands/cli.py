@@ -23,16 +23,17 @@ from cahlib.commands import (
     check_dataset,
     completion,
     guide,
+    retry,
     score,
     select,
     swarm,
     tracker,
     worker,
 )
-from cahlib.commands.console import print_message
-from cahlib.commands.parser import Parser
+from cahlib.commands.console import print_message, print_run_trouble
+from cahlib.commands.parser import Parser, typed_settings
 from cahlib.core import logs
-from cahlib.core.config import FORMER_NAMES, Job, settings
+from cahlib.core.config import Job
 from cahlib.core.errors import (
     CahError,
     MissingSetting,
@@ -49,6 +50,7 @@ from cahlib.run.orphan_reminder import orphan_reminder
 
 if TYPE_CHECKING:
     from cahlib.run.result import RunResult
+    from cahlib.run.scrapers import EngineFactory
 
 _T = TypeVar("_T")
 
@@ -179,6 +181,7 @@ def _parser() -> Parser:
     demo.add_argument("--output", default="demo-dataset", help="folder of the demo's dataset")
     demo.add_argument("--open", action="store_true", help="open the report in a browser")
     demo.set_defaults(act=_demo, works=True, extra="gpu")
+    retry.add(commands, _retry)
     worker.add(commands, lambda chosen, work: _watched(_job(chosen), work))
     tracker.add(commands)
     swarm.add(commands, lambda chosen: (_job(chosen), read_environment()))
@@ -196,23 +199,11 @@ def _parser() -> Parser:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from cahlib.core.requirements import require_contact
-    from cahlib.model.scorer import check_model_files
-    from cahlib.run.open_run import require_described_same
     from cahlib.run.quote import make_quote
-    from cahlib.run.scrapers import watchdog_config
 
     job = _job(chosen)
-    require_contact(job)
-    check_model_files(job.judge)
-    require_described_same(job)  # before anything is made, or servers are asked for
-    names = {"tokens": "HCLOUD_TOKEN", "watchdog": WATCHDOG_VARIABLE}
-    told = read_environment()
-    secrets = {name: told.get(variable, "") for name, variable in names.items()}
-    # Scrapers and other processes inherit the environment. Emptied, not deleted: the thread that
-    # reminds of servers may go through it for its proxies, and fail at what vanishes.
-    os.environ.update({variable: "" for variable in names.values() if variable in os.environ})
-    watchdog_config(job, secrets["watchdog"], secrets["tokens"])
+    _check(job)
+    secrets = _take_secrets(job)
     quote = make_quote(job, secrets["tokens"])
     print_note(*filter(None, (quote.table, *quote.sentences)))
     if quote.servers and not confirm(f"Order {quote.order}?"):
@@ -220,13 +211,48 @@ def _run(chosen: argparse.Namespace) -> int:
     return _follow(job, **secrets)
 
 
+def _retry(job: Job, shards: int, work: Callable[..., _T]) -> _T | None:
+    """Do the retries of a job, with as many shards; return None if its servers are not wanted."""
+    from cahlib.run.quote import make_quote
+
+    _check(job)
+    secrets = _take_secrets(job)
+    if job.place.has_servers and shards:
+        quote = make_quote(job, secrets["tokens"], shards=shards)
+        print_note(*filter(None, (quote.table, *quote.terms, quote.crash_note)))
+        if not confirm(f"Order {quote.order}?"):
+            return None
+    return _watched(job, partial(work, scraping=_scraping(**secrets)))
+
+
+def _check(job: Job) -> None:
+    """Raise ConfigError for a job that cannot run, before anything is made or ordered."""
+    from cahlib.core.requirements import require_contact
+    from cahlib.model.scorer import check_model_files
+    from cahlib.run.open_run import require_described_same
+
+    require_contact(job)
+    check_model_files(job.judge)
+    require_described_same(job)
+
+
+def _take_secrets(job: Job) -> dict[str, str]:
+    """Return the cloud's tokens and the watchdog's, which no process inherits from now on."""
+    from cahlib.run.scrapers import watchdog_config
+
+    names = {"tokens": "HCLOUD_TOKEN", "watchdog": WATCHDOG_VARIABLE}
+    told = read_environment()
+    secrets = {name: told.get(variable, "") for name, variable in names.items()}
+    # Scrapers and other processes inherit the environment. Emptied, not deleted: the thread that
+    # reminds of servers may go through it for its proxies, and fail at what vanishes.
+    os.environ.update({variable: "" for variable in names.values() if variable in os.environ})
+    watchdog_config(job, secrets["watchdog"], secrets["tokens"])
+    return secrets
+
+
 def _job(chosen: argparse.Namespace) -> Job:
     """Return the Job of the options typed, the environment and .env."""
-    typed = vars(chosen)
-    names = (*FORMER_NAMES, *(each.name for each in settings()))
-    given = {name: typed[name] for name in names if name in typed}
-    given |= {name: ",".join(words) for name, words in given.items() if isinstance(words, list)}
-    return build_job(given, read_environment())
+    return build_job(typed_settings(chosen), read_environment())
 
 
 def _watched(job: Job, work: Callable[..., _T]) -> _T:
@@ -237,12 +263,16 @@ def _watched(job: Job, work: Callable[..., _T]) -> _T:
         return work(job, listener, stop=stop)
 
 
-def _follow(job: Job, tokens: str = "", watchdog: str = "") -> int:
-    from cahlib.run.pipeline import run
+def _scraping(tokens: str = "", watchdog: str = "") -> EngineFactory:
     from cahlib.run.scrapers import open_scrapers
 
-    scraping = partial(open_scrapers, tokens=tokens, watchdog=watchdog, report=print_message)
-    outcome = _watched(job, partial(run, scraping=scraping))
+    return partial(open_scrapers, tokens=tokens, watchdog=watchdog, report=print_message)
+
+
+def _follow(job: Job, **secrets: str) -> int:
+    from cahlib.run.pipeline import run
+
+    outcome = _watched(job, partial(run, scraping=_scraping(**secrets)))
     _tell(outcome)
     if outcome.stopped:
         return report_stopped(outcome.shards.open + outcome.shards.committed, outcome.shards.total)
@@ -288,14 +318,7 @@ def _tell(outcome: RunResult) -> None:
         f"{outcome.folder}"
     )
     print(f"report: {outcome.folder / 'report.html'}")
-    for each in outcome.warnings:
-        print(f"cah: {each}", file=sys.stderr)
-    for shard, error in outcome.errors:
-        print(f"cah: shard {shard} failed: {error}", file=sys.stderr)
-    if outcome.errors:
-        print("cah: run the same command again to retry them.", file=sys.stderr)
-    for fault in outcome.faults:
-        print(f"cah: {fault}", file=sys.stderr)
+    print_run_trouble(outcome)
 
 
 def _demo(chosen: argparse.Namespace) -> int:

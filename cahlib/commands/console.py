@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from cahlib.core.background import BackgroundLoop
 from cahlib.core.progress import (
@@ -24,6 +24,9 @@ from cahlib.core.progress import (
 )
 from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.core.terminal import is_quiet, print_note
+
+if TYPE_CHECKING:
+    from cahlib.run.result import RunResult
 
 #: Seconds between two plain lines.
 _PAUSE = 15
@@ -51,6 +54,18 @@ def print_message(sentence: str) -> None:
 def print_json(result: Mapping[str, Any]) -> None:
     """Print a command's result for scripts: one JSON object."""
     print(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+def print_run_trouble(result: RunResult) -> None:
+    """Print what went wrong in a run, and what users of its dataset should know."""
+    for each in result.warnings:
+        print(f"cah: {each}", file=sys.stderr)
+    for shard, error in result.errors:
+        print(f"cah: shard {shard} failed: {error}", file=sys.stderr)
+    if result.errors:
+        print("cah: run the same command again to retry them.", file=sys.stderr)
+    for fault in result.faults:
+        print(f"cah: {fault}", file=sys.stderr)
 
 
 def _draws(stream: TextIO) -> bool:

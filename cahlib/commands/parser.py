@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -41,11 +41,13 @@ class Parser(argparse.ArgumentParser):
         """Add `--json`."""
         self.add_argument("--json", action="store_true", help="print the result as a JSON object")
 
-    def add_settings(self, command: str) -> None:
-        """Add the settings of a run; help shows those that ``command`` needs first."""
+    def add_settings(
+        self, command: str, takes: Callable[[Setting], bool] = lambda setting: True
+    ) -> None:
+        """Add settings of a run; help shows those that ``command`` needs first."""
         self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show all options and exit")
         groups = {topic: self.add_argument_group(title) for topic, title in TOPICS.items()}
-        for each in settings():
+        for each in filter(takes, settings()):
             action = groups[each.topic].add_argument(
                 each.flag, dest=each.name, default=argparse.SUPPRESS, **_explained(each)
             )
@@ -140,6 +142,14 @@ class Parser(argparse.ArgumentParser):
                 for parser in action.choices.values():
                     yield parser.prog, parser
                     yield from parser.commands()
+
+
+def typed_settings(chosen: argparse.Namespace) -> dict[str, str]:
+    """Return the settings among what was typed, as texts by name."""
+    typed = vars(chosen)
+    names = (*FORMER_NAMES, *(each.name for each in settings()))
+    given = {name: typed[name] for name in names if name in typed}
+    return given | {name: ",".join(each) for name, each in given.items() if isinstance(each, list)}
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -44,7 +44,7 @@ class Download(Checked):
 
     contact: str = option(
         "", "web page or e-mail address where site owners can reach you; sent in the user agent",
-        free=True, first="run worker",
+        free=True, first="run worker retry",
     )  # fmt: skip
     connections: int = option(
         256, "concurrent connections in each scraper", least=1, most=4096, free=True,

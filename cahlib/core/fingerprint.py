@@ -19,6 +19,9 @@ from typing import Any
 from cahlib.core.path_map import expand_home, local_path
 from cahlib.core.settings import Setting
 
+#: A path of another machine, of which a dataset has the last part and the checksum.
+_PUBLISHED = re.compile(r"/sha256:([0-9a-f]{64})/([^/]+)")
+
 _LOGIN = re.compile(r"(?<=://)[^/@]*@")
 
 #: Files of a model's folder that define the model, unlike a README beside them.
@@ -44,6 +47,18 @@ def portable_value(setting: Setting, value: Any) -> Any:
     if setting.option.grows:  # dropping more than before does not invalidate what is there
         return Path(value).name
     return _file(value) if setting.option.file else _private(value)
+
+
+def restored_value(value: Any) -> Any:
+    """Return a value of which `portable_value` makes this one; no file can be read by it."""
+    if isinstance(value, list):
+        return tuple(restored_value(each) for each in value)
+    return f"/sha256:{value['sha256']}/{value['name']}" if isinstance(value, Mapping) else value
+
+
+def same_value(one: Any, other: Any) -> bool:
+    """Return whether two portable values are the same; files are compared by content."""
+    return bool(_core(one) == _core(other))
 
 
 def settings_digest(settings: Iterable[Setting], values: Mapping[str, Any]) -> str:
@@ -114,6 +129,8 @@ def _part_of_cascade(value: str) -> Any:
 
 def _private(value: str) -> Any:
     """Return a text as it may be published: only the last part of a path, a URL without login."""
+    if published := _PUBLISHED.fullmatch(value):
+        return {"name": published[2], "sha256": published[1]}
     if value.startswith(("/", "~", "./", "../")):
         return {"name": Path(value).name, "sha256": hashlib.sha256(os.fsencode(value)).hexdigest()}
     return _LOGIN.sub("", value)

@@ -37,7 +37,7 @@ class Resources(Checked):
     )  # fmt: skip
     swarm: int = option(
         0, "number of Hetzner Cloud servers to scrape with; 0 = scrape on this machine", least=0,
-        most=1000, free=True, topic="servers", first="run up",
+        most=1000, free=True, topic="servers", first="run up retry",
     )  # fmt: skip
     cores: int = option(
         0, "number of server cores instead: as many servers as is cheapest", least=0, most=16_000,
@@ -53,7 +53,7 @@ class Resources(Checked):
     )  # fmt: skip
     max_cost: float = option(
         0, "most that the run's servers may cost, in their account's currency (EUR); 0 = no limit",
-        least=0, most=100_000, free=True, topic="servers", first="run up",
+        least=0, most=100_000, free=True, topic="servers", first="run up retry",
     )  # fmt: skip
     watchdog: bool = option(
         False, "let the head delete the servers if this machine dies, with a token of its own "

@@ -30,6 +30,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
 from cahlib.core.records import Judged, Shard, Stats
+from cahlib.core.retries import parse_attempt
 from cahlib.ledger.database import Database, insert_into
 from cahlib.ledger.protocol import COMMITTED, ShardCounts
 from cahlib.ledger.schema import metadata
@@ -43,6 +44,9 @@ _NOT_A_LEDGER = re.compile("no such|has no column")
 
 #: Built once: it is asked for every pair, and takes 100 µs then instead of 170.
 _HAS_PAIR = select(_pairs.c.uid).where(_pairs.c.uid == bindparam("uid"))
+
+#: The lane of shards that retry failed links.
+_RETRIES = 2
 
 _STATES = "todo", "leased", COMMITTED, "done", "failed", "damaged"
 
@@ -71,11 +75,17 @@ def _application_id(digest: str) -> int:
     return int(digest[:8], 16) >> 1
 
 
+def _lane(id: str) -> int:
+    """Return the lane of a shard by its id."""
+    return _RETRIES if parse_attempt(id)[1] else 0
+
+
 class LocalLedger:
     """The `Ledger` of one run in an SQLite file; safe for several threads of one process."""
 
     def __init__(self, path: Path) -> None:
         self._database = Database(URL.create("sqlite", database=str(path)))
+        self.retries = False
         try:
             metadata.create_all(self._database.engine, [_shards, _pairs])
             fault = self._fault()
@@ -131,12 +141,21 @@ class LocalLedger:
     def fill(self, list_shards: Callable[[Callable[[], Sequence[Shard]]], Iterable[Shard]]) -> None:
         self.add(list_shards(self.in_state))
 
+    def replace_retries(self, shards: Iterable[Shard]) -> None:
+        """Append shards that retry failed links; forget those of before that are not committed."""
+        with self._database.write() as connection:
+            begun = _shards.c.lane == _RETRIES, _shards.c.state.in_(["todo", "leased"])
+            connection.execute(delete(_shards).where(*begun))
+        self.add(shards)
+
     def add(self, shards: Iterable[Shard]) -> None:
         """Append shards to the list; those already in it stay as they are."""
         every = iter(shards)
         with self._database.write() as connection:
             while batch := list(islice(every, 5000)):
-                rows = [{"id": s.id, "url": s.url, "half": s.half} for s in batch]
+                rows = [
+                    {"id": s.id, "url": s.url, "half": s.half, "lane": _lane(s.id)} for s in batch
+                ]
                 connection.execute(insert_into(connection, _shards).on_conflict_do_nothing(), rows)
 
     def recover(self) -> None:
@@ -153,10 +172,11 @@ class LocalLedger:
 
         ``count`` matters only to a tracker.
         """
+        lane = _RETRIES if self.retries else 0
         with self._database.write() as connection:
             row = connection.execute(
                 update(_shards)
-                .where(_shards.c.number == next_shards("todo").scalar_subquery())
+                .where(_shards.c.number == next_shards("todo", lane=lane).scalar_subquery())
                 .values(state="leased", attempts=_shards.c.attempts + 1)
                 .returning(_shards.c.id, _shards.c.url, _shards.c.half)
             ).first()
@@ -212,7 +232,7 @@ class LocalLedger:
             self._put(connection, id, {"state": "damaged", "error": error})
 
     def _put(self, connection: Connection, id: str, values: dict[str, Any]) -> int:
-        row = {"id": id, "url": "", "half": 0, **values}
+        row = {"id": id, "url": "", "half": 0, "lane": _lane(id), **values}
         changed = insert_into(connection, _shards).values(row)
         changed = changed.on_conflict_do_update(index_elements=["id"], set_=values)
         return int(connection.execute(changed.returning(_shards.c.number)).scalar_one())
@@ -278,7 +298,8 @@ class LocalLedger:
         return Stats.from_dict(stored) if stored else None
 
     def counts(self) -> ShardCounts:
-        query = select(_shards.c.state, func.count()).group_by(_shards.c.state)
+        own = _shards.c.lane == (_RETRIES if self.retries else 0)
+        query = select(_shards.c.state, func.count()).where(own).group_by(_shards.c.state)
         with self._database.read() as connection:
             found = {row[0]: row[1] for row in connection.execute(query)}
         found["committed"] = found.pop(COMMITTED, 0)

@@ -43,6 +43,8 @@ class ShardCounts:
 class Ledger(Protocol):
     """What a run needs of its ledger; safe for several threads."""
 
+    retries: bool  #: whether it leases and counts shards that retry failed links, or the crawl's
+
     def fill(self, list_shards: Callable[[Callable[[], Sequence[Shard]]], Iterable[Shard]]) -> None:
         """Add the crawl's shards, which ``list_shards`` lists; it may ask which are known.
 

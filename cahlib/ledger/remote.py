@@ -46,6 +46,8 @@ _STORAGE_PAUSE, _STORAGE_TIMEOUT = 60, 600
 class RemoteLedger:
     """The `Ledger` of a run on a tracker's crawl; leaving the context ends its leases."""
 
+    retries = False  #: a tracker has none
+
     def __init__(
         self,
         ledger: LocalLedger,

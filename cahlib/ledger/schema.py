@@ -31,7 +31,7 @@ shards = Table(
     Column("url", String, nullable=False),
     Column("half", Integer, nullable=False),
     Column("state", String(10), nullable=False, default="todo", server_default="todo"),
-    # 0; 1 for parcels of the legacy protocol, which have another format
+    # 0; 1 for parcels of the legacy protocol, which have another format; 2 for retries of links
     Column("lane", Integer, nullable=False, default=0, server_default="0"),
     Column("attempts", Integer, nullable=False, default=0, server_default="0"),
     Column("error", String),

@@ -14,6 +14,7 @@ from pathlib import Path
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError
 from cahlib.core.rates import rates_for
+from cahlib.core.retries import parse_attempt
 from cahlib.core.wording import plural
 from cahlib.dataset.layout import has_images
 from cahlib.dataset.manifest import read_manifests
@@ -75,11 +76,12 @@ def folder_size(folder: Path, *, but: str = "") -> int:
 
 
 def committed_size(folder: Path) -> tuple[int, int]:
-    """Return the number of shards in the dataset, and their bytes."""
+    """Return the number of shards in the dataset, but for retries, and the bytes of all."""
     done = size = 0
     with suppress(CahError):  # the run reports damaged manifests
         for each in read_manifests(folder):
-            done, size = done + 1, size + sum(stored.size for stored in each.files.values())
+            done += not parse_attempt(each.shard.id)[1]
+            size += sum(stored.size for stored in each.files.values())
     return done, size
 
 

@@ -40,7 +40,6 @@ from cahlib.core.requirements import require_contact
 from cahlib.crawl import languages
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.shards import list_shards
-from cahlib.crawl.tables.slices import Slices
 from cahlib.dataset.description import commit_shards, describe_continued
 from cahlib.dataset.file_names import require_writable
 from cahlib.dataset.maintain.purge import withdraw_pairs
@@ -64,6 +63,7 @@ from cahlib.run.failures import FailureHandler
 from cahlib.run.open_run import open_run_directory
 from cahlib.run.result import RunResult
 from cahlib.run.resume import find_faults, resume
+from cahlib.run.retry_plan import RETRY, FailedLinks
 from cahlib.run.scrape import scrape
 from cahlib.run.scrapers import Engine, EngineFactory, open_scrapers, with_thumbs
 
@@ -84,8 +84,9 @@ def run(
 
     ``stop`` ends the run early and cleanly: the shard being judged is finished, parcels are kept
     for the next launch. ``listener`` gets a Snapshot every ``tick`` seconds, and one at the end.
-    With a tracker, ``role`` "gpu" judges what others scraped. ``scraping`` opens the engine. Raise
-    ConfigError before anything is started, RunError if the run cannot continue.
+    With a tracker, ``role`` "gpu" judges what others scraped; "retry" does the retries that the
+    ledger has. ``scraping`` opens the engine. Raise ConfigError before anything is started,
+    RunError if the run cannot continue.
     """
     folder = job.output.folder
     if job.output.url:
@@ -105,11 +106,10 @@ def run(
         status.record_status(folder / "run", listener, stopping=stop.is_set) as listener,
         folder_errors(folder),
     ):
-        ledger.fill(
-            lambda known: list_shards(
-                job.crawl, contact=job.download.contact, taken=TAKEN, known=known
-            )
-        )
+        ledger.retries = role == RETRY
+        if not ledger.retries:
+            listed = partial(list_shards, job.crawl, contact=job.download.contact, taken=TAKEN)
+            ledger.fill(lambda known: listed(known=known))
         # a killed launch may have left some between "done" and their removal
         parcels.remove_leftovers(folder / "run" / "parcels", ledger.in_state("done"))
         if ledger.has_more() or ledger.in_state(COMMITTED):
@@ -156,7 +156,7 @@ class _Work:
         self._folder = job.output.folder
         self._parcels = self._folder / "run" / "parcels"
         self._failures = FailureHandler(ledger, self._folder, attempts=job.place.attempts)
-        self._slices = Slices(self._folder / "run" / "links", job.download.contact)
+        self._slices = FailedLinks(self._folder, job)
         self._away = self._parcels  #: where the scrapers write them
         self._ours = describe_continued(job)
         self._sealed = ledger.stats()  #: of the shards in the dataset
@@ -191,7 +191,9 @@ class _Work:
             whole = self._ledger.in_state(COMMITTED, "done")
             self._known = load_duplicate_index(self._job.output, whole, seen=self._ledger.has_pair)
             manifests = read_manifests(self._folder, damaged="skip")
-            self._dead_domains = DeadDomains(each.silent for each in manifests)
+            self._dead_domains = DeadDomains(
+                each.silent for each in manifests if not self._ledger.retries
+            )
             opening = self._scraping(self._job, stop=self._stop, swarm_status=self._swarm_status)
             with opening as (scrapers, self._away), Pipeline() as pipeline:
                 self._told = scrapers.reports

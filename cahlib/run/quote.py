@@ -51,9 +51,14 @@ class Quote:
         return *self.terms, str(self.estimate or ""), self.room, self.crash_note
 
 
-def make_quote(job: Job, token: str) -> Quote:
-    """Return the quote for a job, without creating anything; raise CahError."""
-    counted = job if job.place.tracker else replace_settings(job, shards=count_shards(job.crawl))
+def make_quote(job: Job, token: str, *, shards: int | None = None) -> Quote:
+    """Return the quote for a job, without creating anything; raise CahError.
+
+    ``shards`` are those to process, if they are not all of the job's.
+    """
+    if shards is None and not job.place.tracker:
+        shards = count_shards(job.crawl)
+    counted = job if shards is None else replace_settings(job, shards=shards)
     if not job.place.has_servers:
         estimate = None if job.place.engine else estimate_run(counted)
         return Quote(job=job, token=token, estimate=estimate, room=describe_disk_space(counted))

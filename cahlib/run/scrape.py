@@ -11,8 +11,10 @@ from typing import Any
 from cahlib.core.config import Crawl, Download
 from cahlib.core.errors import ShardError
 from cahlib.core.records import Evidence, Parcel, Shard, Stage, Stats
+from cahlib.core.retries import parse_retry
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
+from cahlib.crawl.failed_links import read_failed_links
 from cahlib.crawl.tables.slices import read_slice
 from cahlib.crawl.wat import read_pages
 from cahlib.fetch.images import fetch_images
@@ -66,19 +68,20 @@ def scrape(
         if time.monotonic() > started + limit + outages.total():
             raise ShardError(f"{shard.id} took longer than {limit / 60:g} minutes.")
 
-    pages = (
-        read_slice(shard, crawl.links[0], stats)
-        if crawl.links
-        else read_pages(shard, stats, contact=download.contact, outages=outages, evidence=evidence)
-    )
-    found = find_candidates(
-        pages,
-        crawl,
-        Blocklists.load(crawl),
-        stats,
-        consent=download.consent,
-        optouts=evidence.optouts,
-    )
+    if parse_retry(shard):
+        found = read_failed_links(crawl.links[0], stats)
+    else:
+        pages = (
+            read_slice(shard, crawl.links[0], stats)
+            if crawl.links
+            else read_pages(
+                shard, stats, contact=download.contact, outages=outages, evidence=evidence
+            )
+        )
+        found = find_candidates(
+            pages, crawl, Blocklists.load(crawl), stats, consent=download.consent,
+            optouts=evidence.optouts,
+        )  # fmt: skip
     fetched = fetch_images(found, download, stats, evidence=evidence, tick=tick, net=network)
     log_progress("starts")
     parcel = write_parcel(fetched, shard, folder, stats=stats, evidence=evidence)

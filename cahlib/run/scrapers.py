@@ -19,6 +19,7 @@ from cahlib.core.path_map import expand_home
 from cahlib.core.presets import PRESETS
 from cahlib.core.progress import SwarmStatus
 from cahlib.core.records import Shard
+from cahlib.core.retries import parse_retry
 from cahlib.core.settings import Checked, settings_of
 from cahlib.core.table_rows import parse_rows_url
 from cahlib.engine.protocol import Engine as Engine
@@ -225,5 +226,6 @@ def _files(arguments: Sequence[Any]) -> Iterator[str]:
                 named = setting.option.file or setting.option.table
                 if named and (value := getattr(each, setting.name)):
                     yield from (value,) if isinstance(value, str) else value
-        elif isinstance(each, Shard) and "://" not in each.url and not parse_rows_url(each.url):
-            yield each.url
+        elif isinstance(each, Shard) and "://" not in each.url:
+            if not (parse_rows_url(each.url) or parse_retry(each)):
+                yield each.url

@@ -54,7 +54,7 @@ class Slices:
 
         None if its table cannot be read, or has changed; ``failed`` is told of that.
         """
-        rows, path = parse_rows_url(shard.url), self._path(shard)
+        rows, path = parse_rows_url(shard.url), self.path(shard)
         if rows is None:
             return replace(crawl, links=())
         for pause in (*RETRY_PAUSES[:4], None):
@@ -71,9 +71,10 @@ class Slices:
 
     def drop(self, shard: Shard) -> None:
         """Delete the slice of a shard that has been scraped."""
-        self._path(shard).unlink(missing_ok=True)
+        self.path(shard).unlink(missing_ok=True)
 
-    def _path(self, shard: Shard) -> Path:
+    def path(self, shard: Shard) -> Path:
+        """Return the path of a shard's slice."""
         return self._folder / f"{shard.id}.jsonl"
 
     def _cut(self, rows: TableRows, path: Path, most: int) -> None:

@@ -1,0 +1,75 @@
+"""Retry failed links of a dataset: a run of the shards that a plan has for them."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from cahlib.core.config import Job
+from cahlib.core.errors import ConfigError
+from cahlib.core.progress import Listener, ignore_progress
+from cahlib.core.records import DropReason, Stage, Stats
+from cahlib.dataset.manifest import read_manifest
+from cahlib.ledger.local import LocalLedger
+from cahlib.run.open_run import open_run_directory
+from cahlib.run.pipeline import run
+from cahlib.run.result import RunResult
+from cahlib.run.resume import resume
+from cahlib.run.retry_plan import RETRY, RetryPlan, forget_plan, store_plan
+from cahlib.run.scrapers import EngineFactory, open_scrapers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryResult:
+    """How a retry ended."""
+
+    run: RunResult  #: of the whole dataset
+    shards: int  #: of this retry that are in the dataset
+    stats: Stats  #: of these
+
+    @property
+    def links(self) -> int:
+        """Return how many links were fetched again."""
+        return self.stats.entered[Stage.FETCH]
+
+    def failed(self) -> dict[DropReason, int]:
+        """Return why links failed again, the most frequent reason first."""
+        lost = self.stats.dropped.most_common()
+        return {reason: number for reason, number in lost if reason.stage is Stage.FETCH and number}
+
+
+def require_own_shards(job: Job) -> None:
+    """Raise ConfigError for a dataset whose shards a tracker assigns."""
+    if job.place.tracker:
+        raise ConfigError(
+            "tracker: a tracker assigns its own shards and no retries; only datasets of runs "
+            "without a tracker can be retried."
+        )
+
+
+def retry_links(
+    job: Job,
+    plan: RetryPlan,
+    listener: Listener = ignore_progress,
+    *,
+    stop: threading.Event | None = None,
+    scraping: EngineFactory = open_scrapers,
+) -> RetryResult:
+    """Fetch the links of a plan again, as new shards of the job's dataset; raise as `run` does."""
+    require_own_shards(job)
+    stop, folder = stop or threading.Event(), job.output.folder
+
+    def enter(job: Job, ledger: LocalLedger) -> None:
+        resume(job, ledger)
+        store_plan(folder, plan)
+        ledger.replace_retries(plan.shards)
+
+    with open_run_directory(job, role=RETRY, stop=stop, resume=enter):
+        pass
+    result = run(job, listener, stop=stop, role=RETRY, scraping=scraping)
+    made = [each for shard in plan.shards if (each := read_manifest(folder, shard.id))]
+    if len(made) == len(plan.shards):
+        forget_plan(folder, plan)
+    return RetryResult(
+        run=result, shards=len(made), stats=sum((each.stats for each in made), Stats())
+    )

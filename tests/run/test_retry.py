@@ -1,0 +1,347 @@
+"""Failed links are fetched again: the dataset becomes that of a web that never failed."""
+
+import dataclasses
+import json
+import re
+import shutil
+import threading
+from hashlib import md5
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cahlib.core.config import replace_settings
+from cahlib.core.errors import RunError, ShardError
+from cahlib.core.records import Shard, Stage
+from cahlib.core.retries import TEMPORARY_REASONS, Retry, parse_attempt
+from cahlib.crawl.blocklists import Blocklists
+from cahlib.dataset.layout import part_path
+from cahlib.dataset.maintain.purge import PurgeLists, purge
+from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifests
+from cahlib.dataset.outcomes import KEPT, read_outcomes
+from cahlib.dataset.show.summary import summarize
+from cahlib.demo.web import Answer
+from cahlib.run import pipeline
+from cahlib.run.dataset_job import dataset_job
+from cahlib.run.pipeline import run
+from cahlib.run.retry import retry_links
+from cahlib.run.retry_plan import failed_links, plan_retry
+from cahlib.run.scrapers import open_scrapers
+from tests.engine.test_cluster import within
+from tests.world import small, tables
+from tests.world.command import said
+from tests.world.crashes import before_each_renaming
+
+TEMPORARY = tuple(each.value for each in TEMPORARY_REASONS)
+LATER = 2**40  # seconds since 1970
+
+
+class Flaky(small.Pictures):
+    """A web on which a share of the links, always the same ones, fails."""
+
+    failing = 0  #: per cent
+
+    def is_failing(self, url):
+        return int(md5(url.encode()).hexdigest()[:8], 16) % 100 < self.failing
+
+    def answer(self, request):
+        answer = super().answer(request)
+        if answer.status != 200 or not self.is_failing(request.url):
+            return answer
+        return Answer(status=503) if "-0-" in request.url else Answer(raw=True)
+
+
+@pytest.fixture(scope="module")
+def web():
+    with Flaky() as web:
+        yield web
+
+
+def job(made, folder, web, **settings):
+    """The run of which the datasets are; no model judges."""
+    own = small.job(made / "crawl" / "*.warc.wat.gz", folder, web)
+    return replace_settings(own, no_judge=True, model="", threshold=None, safety="", **settings)
+
+
+@pytest.fixture(scope="module")
+def made(web, tmp_path_factory):
+    """Folders of the datasets of a web that never failed, and of one that did."""
+    folder = tmp_path_factory.mktemp("made")
+    small.write(folder / "crawl", files=1, links=25)
+    for name, web.failing in (("whole", 0), ("failed", 30)):
+        run(job(folder, folder / name, web), scraping=small.scraping)
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path, web):
+    """A copy of the dataset with failed links; the web fails less now."""
+    web.failing = 5
+    return shutil.copytree(made / "failed", tmp_path / "set")
+
+
+def retry(place, only=TEMPORARY, before=LATER, *, stop=None, scraping=small.scraping, **settings):
+    job = dataset_job(str(place), settings, {"CAH_CONTACT": "tests@example.org"})
+    plan = plan_retry(job, only, before=before, blocked=Blocklists.load(job.crawl))
+    return retry_links(job, plan, stop=stop, scraping=scraping)
+
+
+def rows(folder):
+    """The rows of a dataset's metadata, by uid."""
+    found = pq.read_table(folder / "metadata").to_pylist()
+    assert len({row["uid"] for row in found}) == len(found)
+    return {row["uid"]: row for row in found}
+
+
+def outcomes(folder):
+    """The reasons of each link, by uid, in the order of its attempts."""
+    found = {}
+    for manifest in read_manifests(folder):
+        for batch in read_outcomes(folder, manifest, ["uid", "reason"]):
+            for row in batch.to_pylist():
+                found.setdefault(row["uid"], []).append(row["reason"])
+    return found
+
+
+def content(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+        and len(path.relative_to(folder).parts) == 2
+        and path.relative_to(folder).parts[0] != "run"
+        and path.name not in ("nshards.txt", "sizes.json")
+    }
+
+
+def test_a_retry_makes_the_dataset_of_a_web_that_never_failed(made, folder, web):
+    before, first = content(folder), outcomes(folder)
+    whole = rows(made / "whole")
+    missing = whole.keys() - rows(folder).keys()
+    assert 5 < len(missing) < 25
+    result = retry(folder)
+    still = {uid for uid in missing if web.is_failing(whole[uid]["URL"])}
+    assert (result.links, result.run.faults, result.run.errors) == (len(missing), (), ())
+    assert still and result.stats.left[Stage.JUDGE] == len(missing) - len(still)
+    now = rows(folder)
+    assert now.items() == {uid: row for uid, row in whole.items() if uid not in still}.items()
+    assert content(folder).items() >= before.items()
+    assert list(verify(folder)) == []
+    after = outcomes(folder)
+    for uid, (reason,) in first.items():
+        if uid not in missing:
+            assert after[uid] == [reason]
+        elif uid in still:
+            assert after[uid] == [reason, reason]
+        else:
+            assert after[uid] == [reason, KEPT]
+
+
+def test_each_retry_takes_what_failed_last_and_ends_when_nothing_does(made, folder, web):
+    whole = rows(made / "whole")
+    retry(folder)
+    left = len(whole) - len(rows(folder))
+    web.failing = 0
+    shutil.rmtree(folder / "run")
+    assert retry(folder, before=0).links == 0
+    assert retry(folder, ["tls"]).links == 0
+    assert retry(folder).links == left
+    assert rows(folder) == whole
+    assert {parse_attempt(each.shard.id)[1] for each in read_manifests(folder)} == {0, 1, 2}
+    last = content(folder)
+    assert retry(folder).links == 0
+    assert content(folder) == last and list(verify(folder)) == []
+
+
+def test_a_copy_without_its_run_and_its_crawl_is_retried_and_run_on(made, folder, web):
+    shutil.rmtree(folder / "run")
+    web.failing = 0
+    crawl = dataset_job(str(folder), {}, {"CAH_CRAWL": "other"}).crawl.crawl
+    assert crawl.endswith("/*.warc.wat.gz") and not Path(crawl).parent.exists()
+    retry(folder)
+    assert rows(folder) == rows(made / "whole")
+    before = content(folder)
+    again = run(job(made, folder, web), scraping=small.scraping)
+    assert (again.shards.done, again.shards.total) == (2, 2)
+    assert content(folder) == before
+
+
+def test_a_retry_that_is_killed_anywhere_ends_with_the_same_dataset(made, web, tmp_path):
+    web.failing = 0
+    folders = [tmp_path / f"killed{number}" for number in range(3)]
+    whole = tmp_path / "whole"
+    for folder in (whole, *folders):
+        shutil.copytree(made / "failed", folder)
+    retry(whole)
+    imports = "from tests.run.test_retry import retry"
+    ended = before_each_renaming(imports, "retry(folder)", folders, stride=10)
+    assert ended == ["9"] * len(folders)
+    for folder in folders:
+        retry(folder)
+        assert rows(folder) == rows(whole) and outcomes(folder) == outcomes(whole)
+        assert list(verify(folder)) == []
+
+
+def test_a_retry_that_was_interrupted_goes_on_with_what_is_left(made, folder, web, monkeypatch):
+    left = [pipeline.write_shard]
+
+    def write_one(*given, **how):
+        if not left:
+            raise RunError("No space is left.")
+        return left.pop()(*given, **how)
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="No space"):
+        patch.setattr(pipeline, "write_shard", write_one)
+        retry(folder)
+    first = sum(len(reasons) > 1 for reasons in outcomes(folder).values())
+    assert retry(folder, ["tls"]).links == 0  # another one takes nothing from it
+    rest = retry(folder)
+    assert rest.shards == 1
+    tried = [reasons for reasons in outcomes(folder).values() if len(reasons) > 1]
+    assert {len(reasons) for reasons in tried} == {2} and len(tried) == first + rest.links
+    assert 0 < retry(folder).links < 10
+
+
+def test_a_run_that_is_not_finished_is_left_as_it_is(made, web, tmp_path):
+    web.failing, folder = 30, tmp_path / "set"
+    run(job(made, folder, web, shards=1), scraping=small.scraping)
+    stop = threading.Event()
+    stop.set()
+    run(job(made, folder, web), stop=stop, scraping=small.scraping)  # lists the other shard
+    web.failing = 0
+    stopped = retry(folder, stop=stop)
+    assert stopped.run.stopped and stopped.shards == 0
+    finished = run(job(made, folder, web), scraping=small.scraping)
+    assert finished.shards.done == 2  # those of the crawl
+    assert rows(folder).keys() < rows(made / "whole").keys()
+    assert retry(folder).shards == 1
+    assert rows(folder) == rows(made / "whole")
+
+
+def test_what_was_purged_or_is_blocked_by_now_is_not_fetched_again(made, folder, web, tmp_path):
+    web.failing = 0
+    missing = [row["URL"] for uid, row in rows(made / "whole").items() if uid not in rows(folder)]
+    (tmp_path / "gone").write_text(missing[0])
+    list(purge(folder, PurgeLists(urls=(str(tmp_path / "gone"),))))
+    own = dataset_job(str(folder), {}, {})
+    for urls, count in (((), 1), (missing[1:3], 3)):
+        plan = plan_retry(own, TEMPORARY, before=LATER, blocked=Blocklists(urls=urls))
+        assert plan.links.total() == len(missing) - count
+
+
+def test_a_table_s_columns_are_kept(web, tmp_path):
+    table = tables.write(tmp_path / "t.csv", tables.rows(40, tag=lambda n: f"t{n}"))
+    wanted = {"crawl": "", "links": (str(table),), "extra_columns": ("tag",), "shard_links": 20}
+    for name, web.failing in (("whole", 0), ("set", 40)):
+        run(job(tmp_path, tmp_path / name, web, **wanted), scraping=small.scraping)
+    table.unlink()
+    web.failing = 0
+    shutil.rmtree(tmp_path / "set" / "run")
+    assert retry(tmp_path / "set").shards == 2
+    assert rows(tmp_path / "set") == rows(tmp_path / "whole")
+    assert list(verify(tmp_path / "set")) == []
+    summary = summarize(tmp_path / "set")
+    assert (summary.source, summary.extras) == ("tables of links", (("text", "tag"),))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere"], "nowhere holds no dataset"),
+        (["set", "--only", "opted_out,dns"], "only: opted_out is final, so such links are not fe"),
+        (["set", "--only", "known_harm"], "only: known_harm is final"),
+        (["set", "--only", "not_an_image"], "only: not_an_image is final"),
+        (["set", "--only", "purged"], "only: purged is final"),
+        (["set", "--only", "http_503"], "only: 'http_503' is not known; choose from dns, "),
+        (["set", "--only", ","], "only: name reasons, separated by commas: dns, "),
+        (["set", "--older-than", "7 days"], "older-than: '7 days' is not an age; give a number w"),
+        (["set", "--tracker", "http://some:80"], "retry has no option --tracker"),
+        (["set", "--crawl", "other"], "retry has no option --crawl"),
+        (["set", "--contact", "nobody"], "contact: 'nobody' is neither a web page"),
+    ],
+)
+def test_what_cannot_be_retried_is_refused_in_a_sentence(
+    made, tmp_path, monkeypatch, capsys, arguments, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set").symlink_to(made / "failed")
+    ran = said(capsys, "retry", *arguments)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert sentence in ran.stderr and ran.stderr.count("\n") == 1
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_command_tells_what_it_fetches_and_what_came_of_it(folder, made, monkeypatch, capsys):
+    def here(job, *, stop, swarm_status, **_):
+        return small.scraping(job, stop=stop, swarm_status=swarm_status)
+
+    monkeypatch.setattr("cahlib.run.scrapers.open_scrapers", here)
+    before = len(rows(folder))
+    ran = said(capsys, "retry", folder, "--only", "http_5xx", "--json")
+    (links,) = re.findall(r"^(\d+) links of 1 shard will be fetched again: \1 http_5xx", ran.stderr)
+    added = len(rows(folder)) - before
+    assert ran.returncode == 0 and json.loads(ran.stdout) == {
+        "dataset": str(folder), "shards": 1, "links": int(links), "images": added, "pairs": added,
+        "failed": {"http_5xx": int(links) - added}, "stopped": False,
+    }  # fmt: skip
+    ran = said(capsys, "retry", folder, "--older-than", "1h")
+    assert "No link failed for these reasons; there is nothing to fetch again." in ran.stderr
+    assert ran.stdout == f"0 links fetched again: 0 images arrived, 0 pairs added: {folder}\n"
+
+
+def test_another_machine_gets_the_failed_links_and_nothing_else(made, folder, web):
+    """A Dask cluster, on loopback: its worker has neither the crawl nor the dataset."""
+    web.failing = 0
+    shutil.rmtree(folder / "run")
+    with within() as cluster:
+        retry(folder, scraping=open_scrapers, engine=cluster.scheduler_address)
+    assert rows(folder) == rows(made / "whole")
+    assert list(verify(folder)) == []
+
+
+def without_outcomes(folder):
+    for manifest in list(read_manifests(folder)):
+        files = {p: each for p, each in manifest.files.items() if not p.startswith("outcomes/")}
+        told = dataclasses.replace(manifest, files=files)
+        (folder / manifest_path(manifest.shard.id)).write_bytes(encode_manifest(told))
+        yield manifest.shard.id
+
+
+def test_shards_without_outcomes_and_damaged_ones_are_left_out(folder, capsys, monkeypatch):
+    monkeypatch.setenv("CAH_CONTACT", "tests@example.org")
+    first, second = without_outcomes(shutil.copytree(folder, folder.with_name("old")))
+    ran = said(capsys, "retry", folder.with_name("old"))
+    assert ran.returncode == 2 and "old has no outcomes, so it is not known" in ran.stderr
+    own = dataset_job(str(folder), {}, {})
+    whole = plan_retry(own, TEMPORARY, before=LATER, blocked=Blocklists())
+    assert len(whole.shards) == 2 and not whole.notes
+    damaged = folder / part_path("outcomes", first)
+    data = damaged.read_bytes()
+    for spoiled in (data[:-1], data[:40] + bytes(len(data) - 40)):
+        damaged.write_bytes(spoiled)
+        plan = plan_retry(own, TEMPORARY, before=LATER, blocked=Blocklists())
+        assert [each.id for each in plan.shards] == [f"{second}-retry1"]
+        assert plan.notes[0].startswith(f"Links of 1 damaged shard are left out (first: {first}); ")
+    next(without_outcomes(folder))
+    plan = plan_retry(own, TEMPORARY, before=LATER, blocked=Blocklists())
+    assert [each.id for each in plan.shards] == [f"{second}-retry1"]
+    assert plan.notes == ("Links of 1 shard without outcomes are left out.",)
+
+
+@pytest.mark.parametrize(
+    "change", [{"url": "http://elsewhere.example.com/a.jpg"}, {"extra": "{"}, {"text": None}]
+)
+def test_outcomes_that_somebody_wrote_are_not_fetched(folder, change):
+    (first, *_) = [each.shard.id for each in read_manifests(folder)]
+    path = folder / part_path("outcomes", first)
+    table = pq.read_table(path)
+    forged = [row | change for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(forged, schema=table.schema), path)
+    retry = Retry(
+        first=Shard(id=first, url="some.wat.gz", half=0), number=1, reasons=TEMPORARY, attempts=(0,)
+    )
+    with pytest.raises(ShardError, match=f"The outcomes of {first} are damaged"):
+        failed_links(folder, retry, Blocklists())
