@@ -33,6 +33,9 @@ _LINKS, _PAIRS = 8_500, (500, 750)
 #: a GPU (assumed, as in `bench_whole`), and on each core of a CPU (`bench_judge`: 14 on two).
 _IMAGES, _GPU, _CPU = 0.7, 500.0, 7.0
 
+#: The end of the key under which the yield of tables is stored.
+_OF_TABLES = " of tables"
+
 #: Shards that are averaged; older ones decay.
 _LAST = 100
 
@@ -53,14 +56,20 @@ def rates_for(job: Job) -> Rates:
     """Return the figures for a job: those measured by similar runs, where there are any."""
     every, (core, crawl, model) = _read(_path()), _keys(job)
     scraping, judging, work = (every.get(key, {}) for key in (core, crawl, model))
+    known = every.get(crawl.removesuffix(_OF_TABLES), {})  # for tables, what a crawl yielded
     links, pairs, images = float(_LINKS), (float(_PAIRS[0]), float(_PAIRS[1])), _IMAGES
-    if job.crawl.links:  # nobody knows what they hold; no more than a pair a row
+    if known.get("shards", 0):
+        links = known["links"] / known["shards"]
+        pairs = (known["pairs"] / known["shards"],) * 2
+        images = known["images"] / max(known["links"], 1)
+    if job.crawl.links:
+        kept = (pairs[0] / links, images)  # as few as of a crawl's captions, or all images
         links = float(job.crawl.shard_links)
-        pairs = (0.0, links * images)
-    if shards := judging.get("shards", 0):
-        links = judging["links"] / shards
-        pairs = (judging["pairs"] / shards,) * 2
-        images = judging["images"] / max(judging["links"], 1)
+        if judging.get("rows", 0):
+            links *= judging["links"] / judging["rows"]
+            images = judging["images"] / max(judging["links"], 1)
+            kept = (judging["pairs"] / max(judging["links"], 1),) * 2
+        pairs = (links * (images if job.judge.no_judge else kept[0]), links * kept[1])
     speed = _GPU if _has_gpu(job) else _CPU * (os.cpu_count() or 1)
     if job.judge.no_judge:
         work, speed = {}, math.inf
@@ -101,7 +110,8 @@ class RateRecorder:
         core, crawl, model = self._keys
         every = _read(self._path)
         _sum(every, core, links=links, seconds=scraped)
-        _sum(every, crawl, links=links, images=images, pairs=stats.left[Stage.JUDGE])
+        rows = {"rows": stats.entered[Stage.READ]} if crawl.endswith(_OF_TABLES) else {}
+        _sum(every, crawl, links=links, images=images, pairs=stats.left[Stage.JUDGE], **rows)
         _sum(every, model, images=images, seconds=spent)
         with suppress(CahError):  # a full disk must not end the run
             write_file(self._path, json.dumps(every, indent=1), sync=False)
@@ -124,7 +134,7 @@ def _keys(job: Job) -> tuple[str, str, str]:
     return (
         f"scraped {where}",
         f"{languages} by {model} {pretrained} at {threshold:g}"
-        + (f" of {job.crawl.shard_links} rows" if job.crawl.links else ""),
+        + (_OF_TABLES if job.crawl.links else ""),
         f"{model} {pretrained} on {'GPU' if _has_gpu(job) else 'CPU'}",
     )
 

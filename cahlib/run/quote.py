@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from cahlib.core.config import Job, replace_settings
 from cahlib.core.wording import plural
 from cahlib.crawl.shards import count_shards
+from cahlib.crawl.tables.listing import estimate_rows
 from cahlib.run.disk_space import describe_disk_space
 from cahlib.run.estimate import Estimate, ServerPrice, estimate_run
 
@@ -56,9 +57,10 @@ def make_quote(job: Job, token: str, *, shards: int | None = None) -> Quote:
 
     ``shards`` are those to process, if they are not all of the job's.
     """
-    if shards is None and not job.place.tracker:
-        shards = count_shards(job.crawl)
-    counted = job if shards is None else replace_settings(job, shards=shards)
+    if shards is None:
+        counted = job if job.place.tracker else _counted(job)
+    else:
+        counted = replace_settings(job, shards=shards)
     if not job.place.has_servers:
         estimate = None if job.place.engine else estimate_run(counted)
         return Quote(job=job, token=token, estimate=estimate, room=describe_disk_space(counted))
@@ -81,3 +83,13 @@ def make_quote(job: Job, token: str, *, shards: int | None = None) -> Quote:
         crash_note=plan.crash_note(),
         ceiling=f"{money} {left:.2f}" if limits.max_cost else "",
     )
+
+
+def _counted(job: Job) -> Job:
+    """Return a job with as many shards as there are, and a table's rows in each, if known."""
+    rows = estimate_rows(job.crawl)
+    if not rows:
+        return replace_settings(job, shards=count_shards(job.crawl))
+    shards = sum(math.ceil(each / job.crawl.shard_links) for each in rows)
+    least = min(shards, job.crawl.shards or shards)
+    return replace_settings(job, shards=least, shard_links=max(1, sum(rows) // shards))

@@ -15,6 +15,7 @@ from cahlib.core.table_rows import parse_rows_url
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.shards import list_shards
+from cahlib.crawl.tables.listing import estimate_rows
 from cahlib.crawl.tables.slices import Slices, read_slice
 from cahlib.demo.web import Answer, Web
 from tests.world import tables
@@ -45,6 +46,7 @@ def test_each_format_gives_the_same_rows_in_any_order(tmp_path, ending):
     crawl = Crawl(links=(str(path),), shard_links=9, extra_columns=("width", "name"))
     found, failed = read(crawl, tmp_path)
     assert not failed and [*found] == [*range(1, 51)]
+    assert 45 <= sum(estimate_rows(crawl)) <= 60
     is_typed = not ending.startswith(("csv", "tsv"))
     for number, row in zip(found, made, strict=True):
         width = row["width"] if is_typed else str(row["width"])

@@ -11,6 +11,7 @@ from cahlib.core.records import Stage, Stats
 from cahlib.run import estimate
 from cahlib.run.estimate import ServerPrice, estimate_run
 from cahlib.run.quote import make_quote
+from tests.world import tables
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +49,27 @@ def test_a_single_file_is_two_shards_for_the_plan_too(tmp_path):
     (tmp_path / "a.wat.gz").touch()
     mine = job(tmp_path, crawl=str(tmp_path / "a.wat.gz"), contact="a@example.org")
     assert str(make_quote(mine, "").estimate).startswith("Expect about 17,000 links")
+
+
+def test_a_table_is_counted_and_what_its_rows_yield_is_measured(tmp_path):
+    """First between a crawl's captions and all images; then as another table's rows did."""
+    path = tables.write(tmp_path / "t.parquet", tables.rows(3000))
+    mine = job(tmp_path, links=(str(path),), shard_links=2000, crawl="")
+    assert make_quote(mine, "").estimate.links == pytest.approx(3000)
+    assert make_quote(mine, "").estimate.pairs == pytest.approx((3000 * 500 / 8500, 2100))
+    bare = job(tmp_path, links=(str(path),), no_judge=True, model="", preset="laion400m")
+    assert make_quote(bare, "").estimate.pairs == pytest.approx((2100, 2100))
+    RateRecorder(mine).add(table_shard(8000), scraped=80, worked=10.0)
+    fewer = replace_settings(mine, shard_links=100)
+    assert make_quote(fewer, "").estimate.links == pytest.approx(1500)
+    assert make_quote(fewer, "").estimate.pairs == pytest.approx((37.5, 37.5))
+    assert rates_for(job(tmp_path)).links == 8500  # of a crawl that tells nothing
+
+
+def table_shard(rows):
+    stats = shard()
+    stats.entered[Stage.READ] = rows
+    return stats
 
 
 def test_a_run_measures_for_the_next_plan(tmp_path):

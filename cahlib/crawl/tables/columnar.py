@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from io import BufferedReader
+from io import SEEK_END, BufferedReader
 from itertools import chain, islice
 from typing import Any
 
@@ -17,6 +17,9 @@ from cahlib.crawl.tables.text import Cells, decoded
 
 #: Rows that become Python's values at a time.
 _BATCH = 1000
+
+#: Bytes of batches by which the rows of a stream are estimated.
+_SAMPLE = 8 << 20
 
 
 class _ColumnTable:
@@ -74,6 +77,10 @@ class ParquetTable(_ColumnTable):
         self._file = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         super().__init__(self._file.schema_arrow)
 
+    def estimate_rows(self) -> int:
+        """Return how many rows there are."""
+        return int(self._file.metadata.num_rows)
+
     def ranges(self, count: int) -> Iterator[tuple[int, int, int]]:
         """Yield the first and the last row of each shard, and 0."""
         total = self._file.metadata.num_rows
@@ -100,6 +107,20 @@ class ArrowTable(_ColumnTable):
         self._file, self._stream = file, stream
         self._sizes: dict[int, int] = {}  #: rows of batches, so that they need not be read again
         super().__init__(self._open().schema)
+
+    def estimate_rows(self) -> int:
+        """Return about how many rows there are, by the first batches."""
+        reader = self._open()
+        if not self._stream:
+            batches = reader.num_record_batches
+            return int(batches * reader.get_batch(0).num_rows) if batches else 0
+        rows = size = 0
+        for batch in reader:
+            rows, size = rows + batch.num_rows, size + batch.nbytes
+            if size > _SAMPLE:
+                break
+        read = self._file.tell()
+        return round(rows * self._file.seek(0, SEEK_END) / read)
 
     def ranges(self, count: int) -> Iterator[tuple[int, int, int]]:
         """Yield the first and the last row of each shard, and 0."""

@@ -6,15 +6,18 @@ import hashlib
 import logging
 import random
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 from cahlib.core.crawl_settings import Crawl
 from cahlib.core.errors import ConfigError
 from cahlib.core.records import Shard
 from cahlib.core.table_rows import TableRows, parse_rows_url
-from cahlib.crawl.tables.files import TableError, file_name, find_files, unreadable
+from cahlib.crawl.tables.files import TableError, file_name, find_files, reading, unreadable
 from cahlib.crawl.tables.tables import open_table
+
+#: Tables that are looked at for an estimate; others are taken to be like these.
+_LOOKED_AT = 20
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +65,25 @@ def require_unchanged(listed: Iterable[Shard], known: Iterable[Shard]) -> Iterat
                 "back, or begin another dataset."
             )
         yield shard
+
+
+def estimate_rows(crawl: Crawl) -> Sequence[int]:
+    """Return about how many rows each table has; nothing if that would take longer than a moment.
+
+    So it is for tables elsewhere, and for those that cannot be read. Raise ConfigError if a path
+    matches no file.
+    """
+    if not crawl.links or any("://" in each for each in crawl.links):
+        return ()
+    files, found = find_files(crawl.links), list[int]()
+    try:
+        for each in files[:_LOOKED_AT]:
+            with reading(each):
+                table = open_table(each, crawl.url_column)
+                found.append(max(1, table.format.estimate_rows()))
+    except TableError:  # the run says what is wrong
+        return ()
+    return found + [sum(found) // len(found)] * (len(files) - len(found))
 
 
 def _shards(like: TableRows, count: int, contact: str) -> Iterator[Shard]:
