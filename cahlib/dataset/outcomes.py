@@ -29,7 +29,7 @@ from cahlib.dataset.storage.files import files_at
 KEPT = "kept"
 
 #: Rows read at a time.
-_BATCH = 10_000
+_BATCH = 20_000
 
 
 class OutcomeColumn(NamedTuple):

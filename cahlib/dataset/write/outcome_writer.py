@@ -29,8 +29,18 @@ from cahlib.dataset.outcomes import (
 )
 from cahlib.dataset.write.columns import Row
 
-#: Rows per batch.
-_ROWS = 5000
+#: Rows per batch and row group: those of a shard of half a WAT file.
+_ROWS = 20_000
+
+#: Columns of few different values. Dictionaries of the others made a file a tenth larger.
+_REPETITIVE = (
+    "reason", "status", "attempt", "nsfw", "licence", "language", "language_evidence", "source",
+)  # fmt: skip
+
+#: Neighbours begin alike: 75 bytes per row instead of 80.
+_ENCODINGS = {
+    "position": "DELTA_BINARY_PACKED", "url": "DELTA_BYTE_ARRAY", "page": "DELTA_BYTE_ARRAY",
+}  # fmt: skip
 
 #: What is stored of an outcome as it is.
 _FETCHED = ("status", "final_url", "ms", "bytes", "attempt")
@@ -119,7 +129,14 @@ def _changed(row: Row, removed: Mapping[str, DropReason], erased: Set[int]) -> R
 
 
 def _open_outcomes(file: BytesIO, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(file, schema, compression="zstd", compression_level=9)
+    return pq.ParquetWriter(
+        file,
+        schema,
+        compression="zstd",
+        compression_level=9,
+        use_dictionary=[*_REPETITIVE],
+        column_encoding=_ENCODINGS,
+    )
 
 
 def _columns(
