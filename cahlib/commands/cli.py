@@ -28,6 +28,7 @@ from cahlib.commands import (
     select,
     swarm,
     tracker,
+    why,
     worker,
 )
 from cahlib.commands.console import print_message, print_run_trouble
@@ -191,6 +192,7 @@ def _parser() -> Parser:
     score.add(commands)
     browse.add(commands)
     select.add(commands)
+    why.add(commands)
     guide.add(commands)
     completion.add(commands, parser)
     for _, each in parser.commands():

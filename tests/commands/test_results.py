@@ -22,6 +22,7 @@ JSON = {
     "verify": (["dataset"], 1),
     "dedup": (["dataset", "--distance", "8"], 0),
     "select": (["dataset", "--where", "similarity > 0.4"], 0),
+    "why": (["dataset", "example.com"], 0),
     "swarm list": ([], 0),
     "swarm status": (["--output", "dataset"], 0),
     "tracker stats": (DATABASE, 0),

@@ -179,6 +179,12 @@ def parcel(shard="CC-MAIN-2024-10-00007-0", *, images, refused=1, began=1_700_00
     )
 
 
+def candidate_of(candidate):
+    """The candidate with the key of its URL and text."""
+    digest = hashlib.md5((candidate.url + candidate.text).encode()).hexdigest()
+    return replace(candidate, uid=digest)
+
+
 def placed(made):
     """These images as the first candidates of their shard."""
     numbered = []
