@@ -279,6 +279,19 @@ def test_a_damaged_shard_ends_it(dataset, tmp_path, capsys, name):
         assert ran.returncode == 1 and "cah verify" in ran.stderr, ran
 
 
+@pytest.mark.parametrize(
+    "name", ["images/00001.tar", "img_emb/img_emb_s-1.npy", "optouts/s-1.jsonl"]
+)
+def test_a_flipped_bit_gets_no_new_checksum(dataset, tmp_path, capsys, name):
+    damaged = bytearray((dataset / name).read_bytes())
+    damaged[len(damaged) * 3 // 4] ^= 1
+    (dataset / name).write_bytes(damaged)
+    for more in (["--apply"], ["--into", str(tmp_path / "new")]):
+        ran = said(capsys, "select", dataset, "--where", WHERE, *more)
+        assert ran.returncode == 1 and f"({name} was changed after it was written" in ran.stderr
+    assert (dataset / name).read_bytes() == damaged
+
+
 def test_a_new_dataset_of_another_state_is_not_continued(dataset, tmp_path, capsys):
     arguments = ["select", dataset, "--where", WHERE, "--into", tmp_path / "new"]
     assert said(capsys, *arguments).returncode == 0

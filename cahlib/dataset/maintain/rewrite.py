@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ import pyarrow as pa
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import DropReason, Stage
 from cahlib.dataset.layout import further_model, part_path
+from cahlib.dataset.maintain.verify_shard import check_file
 from cahlib.dataset.manifest import (
     GalleryItem,
     ShardManifest,
@@ -30,6 +31,7 @@ from cahlib.dataset.manifest import (
 )
 from cahlib.dataset.outcomes import KEPT, has_outcomes, read_outcomes
 from cahlib.dataset.read_pairs import DAMAGE, extras_of, read_pairs, read_table
+from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.storage.hashed_file import HashedFile
 from cahlib.dataset.write.columns import COLUMNS, REENCODED_FROM, Row
 from cahlib.dataset.write.formats import write_matrix
@@ -142,6 +144,8 @@ def _write_rest(
     copied = target != folder
     if not (copied or lost or listed.others) and gallery == manifest.gallery:
         return _Rest(manifest, lost, 0)
+    outcomes = part_path("outcomes", manifest.shard.id)
+    _require_sound(folder, manifest, {*manifest.files} if copied or lost else {outcomes})
     pair_stats = PairStats()
     with ShardWriter(target) as writer:
         if copied or lost:
@@ -157,7 +161,6 @@ def _write_rest(
             rest = _without(manifest, pair_stats, lost, gallery)
         else:
             rest = replace(manifest, gallery=gallery)
-        outcomes = part_path("outcomes", manifest.shard.id)
         if has_outcomes(manifest):
             data = rewritten_outcomes(folder, manifest, removed, listed.others)
             writer.open(outcomes).write(data)
@@ -201,6 +204,15 @@ def _listed(folder: Path, manifest: ShardManifest, why: RemovalRule | None) -> _
                 else:
                     others.add(row["position"])
     return _Listed(kept, others)
+
+
+def _require_sound(folder: Path, manifest: ShardManifest, paths: Iterable[str]) -> None:
+    """Raise ValueError if a file is not as it was written: its copy would get a new checksum."""
+    there = files_at(folder)
+    for path in manifest.files.keys() & paths:
+        stored = manifest.files[path]
+        for sentence in check_file(there, path, stored=stored, reader=lambda *_: iter(())):
+            raise ValueError(sentence.rstrip("."))
 
 
 def _copy(path: Path, file: HashedFile) -> None:
