@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cahlib.commands.change_dataset import dataset_folder, print_changes, removed_sentence
 from cahlib.commands.console import print_json
-from cahlib.core.errors import ConfigError, MissingSetting
+from cahlib.core.errors import CahError, ConfigError, MissingSetting
 from cahlib.core.terminal import print_note
 from cahlib.core.wording import plural
 
@@ -74,6 +74,10 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--into", default="", metavar="FOLDER|URL", help="write what stays into a new dataset"
     )
+    parser.add_argument(
+        "--page", default="", metavar="FILE",
+        help="page with pictures from both sides of the cut [DATASET-selection.html]",
+    )  # fmt: skip
     parser.add_argument("--apply", action="store_true", help="remove what does not stay")
     parser.add_json()
     parser.set_defaults(act=_select, extra="query")
@@ -176,7 +180,7 @@ def _result(chosen: argparse.Namespace, **found: Any) -> dict[str, Any]:
     """Return what is printed for scripts, which has the same keys in every case."""
     empty: dict[str, Any] = {name: [] for name in ("notes", "steps", *_HEADINGS)}
     numbers = dict.fromkeys(("pairs_removed", "shards_changed", "shards_written"), 0)
-    return {"dataset": chosen.dataset, **empty, "cut": None, **numbers, **found}
+    return {"dataset": chosen.dataset, **empty, "cut": None, "page": None, **numbers, **found}
 
 
 def _chosen(chosen: argparse.Namespace, asked: _Asked) -> tuple[Selection, dict[str, Any]]:
@@ -191,8 +195,10 @@ def _chosen(chosen: argparse.Namespace, asked: _Asked) -> tuple[Selection, dict[
     }
     if not chosen.json:
         _print(chosen.dataset, selection, asked.notes, groups)
+    page = _write_page(chosen, selection, groups, asked.notes)
     return selection, _result(
         chosen,
+        page=page,
         rule=asked.rule.as_dict(),
         notes=list(asked.notes),
         pairs=selection.pairs.rows,
@@ -201,6 +207,37 @@ def _chosen(chosen: argparse.Namespace, asked: _Asked) -> tuple[Selection, dict[
         cut=selection.cut(),
         **{name: [each._asdict() for each in counts] for name, counts in groups.items()},
     )
+
+
+def _write_page(
+    chosen: argparse.Namespace,
+    selection: Selection,
+    groups: dict[str, list[GroupCount]],
+    notes: Sequence[str],
+) -> str | None:
+    """Write the page on a selection, and return where it is; None if it cannot be there."""
+    from cahlib.browse.edge import read_edge
+    from cahlib.core.atomic import write_file
+    from cahlib.dataset.show.selection_page import GENERATOR, render_selection
+
+    place = chosen.dataset.rstrip("/")
+    beside = Path(place.rpartition("/")[2] if "://" in place else Path(place).absolute())
+    path = Path(chosen.page) if chosen.page else beside.with_name(f"{beside.name}-selection.html")
+    try:
+        if path.exists() and GENERATOR.encode() not in path.read_bytes():
+            raise ConfigError(f"page: {path} is not a page of cahlib; choose another file.")
+        titled = {_HEADINGS[name]: counts for name, counts in groups.items()}
+        page = render_selection(
+            beside.name, selection, titled, read_edge(chosen.dataset, selection), notes
+        )
+        write_file(path, page.encode("utf-8", "replace"))
+    except (CahError, OSError) as error:
+        if chosen.page:
+            raise
+        print_note(f"There is no page with pictures: {error}")
+        return None
+    print_note(f"Pictures from both sides of the cut: {path}")
+    return str(path)
 
 
 class _Asked(NamedTuple):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import duckdb
 import numpy as np
@@ -25,7 +26,7 @@ from cahlib.dataset.query import PairQuery
 from cahlib.dataset.show.pages import write_pages
 from tests.world.command import said
 from tests.world.crashes import before_each_renaming
-from tests.world.judged import SPEC, with_forms, write
+from tests.world.judged import SPEC, judged, with_forms, write, write_these
 
 WHERE = "similarity > 0.4 and WIDTH > 100"
 
@@ -251,13 +252,13 @@ def test_mistakes_are_said_in_one_sentence(
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     try:
-        code = main(["select", "dataset", *arguments])
+        code = main(["select", "dataset", *arguments, "-q"])
     except SystemExit as ended:
         code = ended.code
     lines = capsys.readouterr().err.splitlines()
     assert code == 2 and lines[0].startswith("cah: ") and sentence in lines[0]
     left = {*sorted(tmp_path.rglob("*"))} - {*before}
-    assert {path.name for path in left} <= {"run", "lock"}
+    assert {path.name for path in left} <= {"run", "lock", "dataset-selection.html"}
 
 
 def test_a_dataset_in_use_is_refused(dataset, tmp_path, capsys):
@@ -299,6 +300,37 @@ def test_a_new_dataset_of_another_state_is_not_continued(dataset, tmp_path, caps
     assert said(capsys, "purge", dataset, "--uids", tmp_path / "uids").returncode == 0
     ran = said(capsys, *arguments)
     assert ran.returncode == 2 and "was made from another state of" in ran.stderr
+
+
+def test_a_page_shows_both_sides_of_the_cut(tmp_path, capsys):
+    hostile = {"text": "<script>alert(1)</script> \u202e", "url": "javascript:alert(1)//x"}
+    images = [judged(n, similarity=0.3 + n / 100, nsfw="UNSURE" if n == 9 else "UNLIKELY")
+              for n in range(1, 20)]  # fmt: skip
+    write_these(tmp_path / "dataset", [*images, judged(99, similarity=0.405, **hostile)])
+    page = tmp_path / "dataset-selection.html"
+    ran = said(capsys, "select", tmp_path / "dataset", "--top", "50%", "--json")
+    assert json.loads(ran.stdout)["page"] == str(page)
+    text = page.read_text()
+    assert text.count("data:image/jpeg") == 20 and text.count("UNSURE, blurred") == 1
+    assert "10 of 20 pairs stay" in text and text.index("0.405<") < text.index("0.41<")
+    assert "<script>" not in text and 'href="javascript' not in text
+    assert text.count("https://host") >= 19
+    page.write_text("mine")
+    ran = said(capsys, "select", tmp_path / "dataset", "--top", "50%")
+    assert ran.returncode == 0 and "is not a page of cahlib" in ran.stderr
+    ran = said(capsys, "select", tmp_path / "dataset", "--top", "50%", "--page", page)
+    assert (ran.returncode, page.read_text()) == (2, "mine")
+
+
+def test_a_page_without_pictures_or_scores_is_made(tmp_path, capsys):
+    unjudged = [replace(judged(n), similarity=None, nsfw="", scores={}) for n in range(9)]
+    write_these(tmp_path / "dataset", unjudged, spec=with_forms())
+    ran = said(capsys, "select", tmp_path / "dataset", "--max-per-domain", "1")
+    assert ran.returncode == 2 and "by: no pair has a value of similarity" in ran.stderr
+    arguments = ["select", tmp_path / "dataset", "--max-per-domain", "1", "--by", "WIDTH"]
+    assert said(capsys, *arguments, "--page", tmp_path / "a.html").returncode == 0
+    assert (tmp_path / "a.html").read_text().count("no picture") == 9
+    assert said(capsys, "select", tmp_path / "dataset", "--where", "WIDTH > 100").returncode == 0
 
 
 def test_ready_rules_are_those_of_the_command():

@@ -209,7 +209,7 @@ def _listed(folder: Path, manifest: ShardManifest, why: RemovalRule | None) -> _
 def _require_sound(folder: Path, manifest: ShardManifest, paths: Iterable[str]) -> None:
     """Raise ValueError if a file is not as it was written: its copy would get a new checksum."""
     there = files_at(folder)
-    for path in manifest.files.keys() & paths:
+    for path in sorted(manifest.files.keys() & paths):
         stored = manifest.files[path]
         for sentence in check_file(there, path, stored=stored, reader=lambda *_: iter(())):
             raise ValueError(sentence.rstrip("."))

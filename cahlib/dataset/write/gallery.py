@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image as Picture
 
@@ -96,20 +96,37 @@ class LatestPairs:
 def _presentable(judged: Judged) -> bool:
     """Return whether a pair may be shown and its thumbnail is cheap."""
     image = judged.image
-    return (
-        judged.reason in (None, DropReason.DISSIMILAR)
-        and len(image.data) <= _MOST_BYTES
-        and image.width * image.height <= _MOST_PIXELS
+    return judged.reason in (None, DropReason.DISSIMILAR) and is_cheap(
+        len(image.data), image.width * image.height
     )
+
+
+class Thumbnail(NamedTuple):
+    """A small JPEG."""
+
+    jpeg: str  #: base64
+    width: int
+    height: int
+
+
+def make_thumbnail(data: bytes, *, blur: bool) -> Thumbnail:
+    """Return the thumbnail of an image; with ``blur``, it is unrecognizable."""
+    with Picture.open(BytesIO(data)) as picture:
+        small = _small(picture, blur=blur)
+    out = BytesIO()
+    small.save(out, "JPEG", quality=70)
+    return Thumbnail(base64.b64encode(out.getvalue()).decode(), small.width, small.height)
+
+
+def is_cheap(size: int, pixels: int) -> bool:
+    """Return whether the thumbnail of an image of so many bytes and pixels is worth its cost."""
+    return size <= _MOST_BYTES and pixels <= _MOST_PIXELS
 
 
 def _show(judged: Judged, *, blur: bool = True) -> GalleryItem:
     """Return a pair with its thumbnail; with ``blur``, an unsafe one is unrecognizable."""
     candidate = judged.image.candidate
-    with Picture.open(BytesIO(judged.image.data)) as picture:
-        small = _small(picture, blur=blur and judged.nsfw != "UNLIKELY")
-    out = BytesIO()
-    small.save(out, "JPEG", quality=70)
+    small = make_thumbnail(judged.image.data, blur=blur and judged.nsfw != "UNLIKELY")
     return GalleryItem(
         uid=candidate.uid,
         url=candidate.url,
@@ -117,7 +134,7 @@ def _show(judged: Judged, *, blur: bool = True) -> GalleryItem:
         similarity=judged.similarity or 0,
         nsfw=judged.nsfw,
         kept=judged.reason is None,
-        jpeg=base64.b64encode(out.getvalue()).decode(),
+        jpeg=small.jpeg,
         width=small.width,
         height=small.height,
         md5=judged.image.md5,
