@@ -78,6 +78,7 @@ class Browser:
             "alike": vectors,
             "words": "" if vectors and not fault else fault,
             "notices": self.dataset.notices(),
+            "dropped": self.dataset.dropped.reasons(),
             "generation": self.generation,
             **self.marked(),
         }
@@ -157,6 +158,7 @@ def create_browse_app(browser: Browser, guard: Guard) -> web.Application:
             web.get("/api/pair", routes.pair),
             web.get("/api/histogram", routes.histogram),
             web.get("/api/cut", routes.cut),
+            web.get("/api/dropped", routes.dropped),
             web.get("/api/marks", routes.marks),
             web.get("/marks.txt", routes.purge_list),
             web.get("/marks.jsonl", routes.selection),
@@ -214,6 +216,11 @@ class _Routes:
         except ValueError:
             raise ConfigError("cut: give a number.") from None
         return await _answer(self._browser.cut, column, at, _view(request))
+
+    async def dropped(self, request: web.Request) -> web.Response:
+        start, count = _whole(request, "start", 0), min(_whole(request, "count", 48), _MOST)
+        page = self._browser.dataset.dropped.page
+        return await _answer(page, request.query.get("reason", ""), start, count)
 
     async def marks(self, request: web.Request) -> web.Response:
         return web.json_response(self._browser.marked())

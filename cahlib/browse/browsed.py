@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from cahlib.browse.dropped import DroppedCandidates
 from cahlib.browse.nearest import NearestPairs, Vector
 from cahlib.browse.pictures import PictureFiles
 from cahlib.core.errors import CahError, ConfigError, RunError
@@ -71,6 +72,7 @@ class BrowsedDataset:
         self.manifests = self._read_manifests()
         self.query = PairQuery(place, damaged="skip", seconds=_SECONDS)
         self.pictures = PictureFiles(self.manifests, place, self._uids)
+        self.dropped = DroppedCandidates(self.manifests, place)
         self._vectors: dict[str, Vector] = {}  #: of pictures and words searched for
         self._views: OrderedDict[View, FoundRows] = OrderedDict()
         self._lock = threading.Lock()  #: DuckDB and the readers of tables take turns

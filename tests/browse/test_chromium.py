@@ -143,6 +143,8 @@ def test_the_page_suits_each_window_and_everybody(chromium, page, scheme, width)
     on = window.page
     on.locator("#distribution summary").click()
     on.locator("#marks summary").click()
+    on.locator("#dropped summary").click()
+    on.locator("#candidates tr").first.wait_for()
     on.locator("#below > li").first.wait_for()
     for each in (width, 800):
         on.set_viewport_size({"width": each, "height": 900})

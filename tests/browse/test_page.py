@@ -10,6 +10,7 @@ import pytest
 from cahlib.browse.server import listen
 from cahlib.commands.cli import main
 from cahlib.core.lock import lock_dataset
+from cahlib.core.records import DropReason
 from cahlib.dataset.maintain.verify import verify
 from tests.browse.conftest import pairs
 from tests.world import judged as world
@@ -241,3 +242,26 @@ def test_a_dataset_at_a_url_is_read_by_ranges(serve, dataset, stored, tmp_path):
         assert page.rows(like=59, count=1) == [59]
     finally:
         there.rm("/browsed", recursive=True)
+
+
+def test_dropped_candidates_are_listed_by_reason(serve, tmp_path):
+    world.write(tmp_path)
+    world.write(tmp_path, first=1000, shard="s-1")
+    page = serve(tmp_path)
+    reasons = {value: count for value, _, count in page.json("/api/about")["dropped"]}
+    manifests = page.browser.dataset.manifests
+    for reason, count in reasons.items():
+        found = page.json("/api/dropped", reason=reason, count=200)
+        dropped = sum(each.stats.dropped[DropReason(reason)] for each in manifests)
+        assert found["total"] == len(found["items"]) == count == dropped
+        assert {each["reason"] for each in found["items"]} == {reason}
+        some = page.json("/api/dropped", reason=reason, start=count // 2, count=3)["items"]
+        assert some == found["items"][count // 2 :][:3]
+    made = [*world.some(30)[0], *world.some(30, first=1000)[0]]
+    wanted = [e.image.candidate.url for e in made if e.reason is DropReason.DISSIMILAR]
+    shown = page.json("/api/dropped", reason="dissimilar", count=99)["items"]
+    assert [each["url"] for each in shown] == wanted
+    assert all(each["url"] is None for each in page.json("/api/dropped", reason="minor")["items"])
+    assert "reason" in page.json("/api/dropped", reason="none", status=400)["error"]
+    (tmp_path / "outcomes/s-0.parquet").write_bytes(b"damaged")
+    assert "s-0" in page.json("/api/dropped", reason="timeout", status=503)["error"]

@@ -234,6 +234,27 @@ function move(counts) {
   }), 120);
 }
 
+async function dropped(start = 0) {
+  const reason = by("reason").value;
+  if (!reason) return;
+  await attempt(async () => {
+    const found = await ask("api/dropped", {reason, start, count: PAGE});
+    if (by("reason").value !== reason) return;
+    by("candidates").replaceChildren(...found.items.map(({text, url, page, similarity, status}) => make("tr", {},
+      make("td", {dir: "auto", textContent: text ?? "erased"}),
+      make("td", {}, url ? link(host(url), url) : "–"),
+      make("td", {}, page ? link(host(page), page) : "–"),
+      make("td", {textContent: similarity?.toFixed(3) ?? "–"}),
+      make("td", {textContent: status ?? "–"}))));
+    const end = start + found.items.length;
+    by("dropped-at").textContent = `${grouped(start + 1)} to ${grouped(end)} of ${grouped(found.total)}`;
+    by("fewer").disabled = start <= 0;
+    by("more").disabled = end >= found.total;
+    by("fewer").onclick = () => dropped(Math.max(0, start - PAGE));
+    by("more").onclick = () => dropped(start + PAGE);
+  });
+}
+
 async function begin() {
   about = await ask("api/about");
   by("about").textContent = `${grouped(about.pairs)} pairs in ${grouped(about.shards)} ${about.shards === 1 ? "shard" : "shards"}`;
@@ -244,6 +265,8 @@ async function begin() {
   by("column").value = about.numbers.includes(column) ? column : about.numbers[0] || "";
   const examples = ["similarity > 0.3", "language = 'en'", "NSFW <> 'UNLIKELY'", "TEXT ILIKE '%cat%'", "WIDTH >= 512 AND HEIGHT >= 512"];
   by("examples").replaceChildren(...examples.map(value => make("option", {value})));
+  by("dropped").hidden = !about.dropped.length;
+  by("reason").replaceChildren(...about.dropped.map(([value, phrase, number]) => make("option", {value, textContent: `${phrase} (${grouped(number)})`})));
   const notices = [...about.notices, ...(about.words ? [about.words] : [])];
   by("notices").replaceChildren(...notices.map(textContent => make("p", {className: "notice", textContent})));
   for (const each of [by("words"), by("picture"), by("search").querySelector("button")]) each.disabled = Boolean(about.words);
@@ -276,6 +299,8 @@ by("sort").addEventListener("change", event => go({sort: event.target.value, sta
 by("ascending").addEventListener("change", event => go({order: event.target.checked ? "asc" : "", start: ""}));
 by("unblur").addEventListener("change", () => shown.forEach(item => item.veil?.()));
 by("distribution").addEventListener("toggle", () => by("distribution").open && distribution());
+by("dropped").addEventListener("toggle", () => by("dropped").open && dropped());
+by("reason").addEventListener("change", () => dropped());
 by("column").addEventListener("change", distribution);
 by("keep").addEventListener("click", () => {
   const name = by("column").value, {where = ""} = state();
