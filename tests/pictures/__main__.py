@@ -1,4 +1,4 @@
-"""Make README's picture of a report: parts of the demo's, in two columns."""
+"""Make README's pictures of the demo's dataset: its report, in two columns, and its page."""
 
 import io
 import shutil
@@ -10,7 +10,10 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from cahlib.browse.server import BrowseSettings, open_browser, serving_page
+
 PICTURE = Path(__file__).parent / "report.png"
+PAGE = Path(__file__).parent / "browse.png"
 WIDTH, HEIGHT = 900, 1220  #: of a column, in pixels
 #: The second column has these sections; the first has the page's beginning.
 SECTIONS = "Similarity", "Some kept pairs"
@@ -18,7 +21,7 @@ ABOVE = 36  #: pixels above a heading
 
 
 def main() -> None:
-    """Run the demo and replace the picture."""
+    """Run the demo and replace the pictures."""
     with TemporaryDirectory() as folder:
         place = Path(folder) / "demo-dataset"
         line = [
@@ -32,6 +35,7 @@ def main() -> None:
         ]
         subprocess.run(line, check=True)
         page, tops = _seen((place / "report.html").as_uri())
+        _browsed(place).quantize(256).save(PAGE, optimize=True)
     picture = Image.new("RGB", (2 * WIDTH, HEIGHT), page.getpixel((0, 0)))
     picture.paste(page.crop((0, 0, WIDTH, HEIGHT)))
     names, y = [*tops], 0
@@ -61,6 +65,26 @@ def _seen(url: str) -> tuple[Image.Image, dict[str, int]]:
             for each in page.locator("h2").all()
         }
         return Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB"), tops
+
+
+def _browsed(place: Path) -> Image.Image:
+    """Return what `cah browse` shows of a search by words."""
+    settings = BrowseSettings()
+    with (
+        serving_page(open_browser(str(place), settings), settings) as url,
+        sync_playwright() as play,
+    ):
+        browser = play.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 860})
+        page.goto(f"{url}#words=a+dog")
+        page.locator("#status", has_text="nearest").wait_for()
+        page.locator("#distribution summary").click()
+        page.locator("#above img").first.wait_for()
+        page.locator("#distribution .sides").evaluate("each => each.remove()")
+        page.evaluate("Promise.all([...document.images].slice(0, 15).map(each => each.decode()))")
+        return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
 
 
 if __name__ == "__main__":

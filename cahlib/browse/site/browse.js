@@ -172,6 +172,7 @@ async function refresh() {
   const now = ++asked, sought = view(), start = Number(state().start) || 0;
   by("where").value = sought.where;
   by("words").value = sought.words;
+  by("sort").options[0].textContent = sought.words || sought.like ? "the nearest first" : "dataset order";
   by("sort").value = sought.sort;
   by("ascending").checked = sought.order === "asc";
   by("back").hidden = !(sought.where || sought.words || sought.like || sought.sort);
