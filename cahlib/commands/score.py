@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cahlib.commands.change_dataset import dataset_folder
 from cahlib.core.config import Judge, settings
 from cahlib.core.errors import ConfigError, MissingSetting
+from cahlib.core.presets import PRESETS
 from cahlib.core.terminal import print_note
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ def add(commands: Any) -> None:
         example="cah score demo-dataset --preset quality --embeddings",
     )
     score.add_dataset("folder of a dataset")
-    score.add_chosen_settings(*_SETTINGS)
+    score.add_argument(
+        "--preset", metavar="|".join(PRESETS), default=argparse.SUPPRESS, help="a preset's model"
+    )
+    score.add_chosen_settings(*_SETTINGS[1:])
     score.add_argument(
         "--embeddings", action="store_true", help="also keep the vectors of images and texts"
     )

@@ -104,14 +104,20 @@ def _faults(content: Any) -> Iterator[str]:
             yield f'the set "{name}" needs two labels at least; add one for everything else'
             return
         for label, prompts in labels.items():
-            if not (isinstance(prompts, list) and prompts and all(map(_is_prompt, prompts))):
+            if not (_is_text(name) and _is_text(label)):
+                yield f'"{column_name(name)}" has a name without letters or digits'
+                return
+            if not (isinstance(prompts, list) and prompts and all(map(_is_text, prompts))):
                 yield f'"{label}" in the set "{name}" must be a list of texts'
                 return
         columns += prompt_columns(name, [*labels])
     lower = [column.lower() for column in columns]
     if twice := next((each for each in columns if lower.count(each.lower()) > 1), None):
-        yield f"two names give the column {twice}"
+        yield f"two names give the column {twice}; a column has a to z, digits and _.- alone"
 
 
-def _is_prompt(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+def _is_text(value: Any) -> bool:
+    """Return whether a value is a text that says something and that files can hold."""
+    if not isinstance(value, str) or not any(letter.isalnum() for letter in value):
+        return False
+    return value == value.encode("utf-8", "replace").decode()

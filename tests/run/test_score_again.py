@@ -177,16 +177,31 @@ def test_a_shard_that_loses_all_pairs_loses_its_vectors(folder, tmp_path):
 
 
 @pytest.mark.parametrize("path", VECTORS)
-def test_damage_of_the_new_files_is_found_and_repaired(folder, path):
-    data = bytearray((folder / path).read_bytes())
+def test_damage_of_the_new_files_costs_no_more_than_these(folder, model, path):
+    before = files(folder)
+    data = bytearray(before[path])
     data[-1] ^= 0x40
     (folder / path).write_bytes(data)
     assert any(path in each for each in verify(folder))
     (folder / path).unlink()
-    assert f"{path} is missing." in list(verify(folder))
+    assert list(verify(folder)) == [f"{path} is missing."]
     (folder / "img_emb.tiny_random" / f".img_emb_s-1.npy{TEMPORARY_SUFFIX}").touch()
+    found = plan_repair(folder)
+    assert not found.broken and "`cah score` makes them again." in "".join(found.lines())
+    repair(found)
+    assert list(verify(folder)) == []
+    after = files(folder)
+    assert before.keys() - after.keys() == {*VECTORS}
+    changed = {each for each in before if each in after and after[each] != before[each]}
+    assert changed == {"shards/s-0.json"}
+    assert [each.shard for each in score_dataset(folder, judge(model), embeddings=True)] == ["s-0"]
+    assert all((folder / each).read_bytes() == before[each] for each in VECTORS)
+
+
+def test_a_shard_that_is_discarded_loses_them_too(folder):
+    (folder / "metadata/metadata_s-0.parquet").unlink()
     repair(plan_repair(folder))
-    assert not [each for each in files(folder) if "s-0" in each or "/." in each]
+    assert not [each for each in files(folder) if "s-0" in each]
     assert list(verify(folder)) == []
 
 

@@ -21,11 +21,12 @@ from cahlib.dataset.description import (
     stored_job,
     write_description,
 )
-from cahlib.dataset.layout import CURRENT_LAYOUT, MANIFESTS, shard_paths
+from cahlib.dataset.layout import CURRENT_LAYOUT, MANIFESTS, further_model, shard_paths
 from cahlib.dataset.maintain.purge import changed_shards
 from cahlib.dataset.maintain.verify import Problem, ProblemKind, find_problems
 from cahlib.dataset.manifest import (
     committed_ids,
+    encode_manifest,
     manifest_path,
     read_manifest,
     read_manifests,
@@ -50,6 +51,8 @@ class RepairPlan:
     again: dict[str, str] = field(default_factory=dict)  #: dataset.json and pages to rewrite
     #: shards whose change is to be completed
     unfinished: dict[str, str] = field(default_factory=dict)
+    #: damaged vectors of further models, by path
+    vectors: dict[str, str] = field(default_factory=dict)
     changed: frozenset[str] = frozenset()  #: shards from which pairs were removed
 
     def lines(self) -> Iterator[str]:
@@ -69,6 +72,8 @@ class RepairPlan:
             )
         for why in self.left.values():
             yield f"{why} It is removed."
+        for why in self.vectors.values():
+            yield f"{why} The shard loses that model's vectors; `cah score` makes them again."
         for why in self.again.values():
             yield f"{why} It is rewritten."
         for why in self.foreign.values():
@@ -88,6 +93,7 @@ def plan_repair(place: str | Path, known: Collection[str] = ()) -> RepairPlan:
             ProblemKind.FOREIGN: found.foreign,
             ProblemKind.UNREADABLE: found.unreadable,
             ProblemKind.UNFINISHED: found.unfinished,
+            ProblemKind.VECTORS: found.vectors,
         }
         _note(kinds.get(problem.kind, found.again), problem)
     folders = files_at(place).folders()
@@ -95,6 +101,7 @@ def plan_repair(place: str | Path, known: Collection[str] = ()) -> RepairPlan:
         found.foreign.pop(id, None)
         for path in shard_paths(id, folders):
             found.left.pop(path, None)
+            found.vectors.pop(path, None)
     return found
 
 
@@ -111,6 +118,8 @@ def repair(found: RepairPlan) -> None:
         recover_interrupted(place)
     for id in found.broken:
         _discard(place, id)
+    if found.vectors:
+        _drop_vectors(place, found.vectors)
     for path in found.left:
         at.remove(path)
     before = find_description(place)
@@ -118,7 +127,7 @@ def repair(found: RepairPlan) -> None:
     said = before or _described(place)
     if whole or before:
         write_description(place, replace(said, committed=tuple(whole)))
-    if found.broken or found.again or found.unfinished:
+    if found.broken or found.again or found.unfinished or found.vectors:
         write_pages(place, _values(place, said))
 
 
@@ -141,6 +150,24 @@ def _discard(place: str | Path, id: str) -> None:
         for path in shard_paths(id, at.folders()) | tar:
             at.remove(path)
         forget_shards(each, [id])
+
+
+def _drop_vectors(place: str | Path, damaged: Collection[str]) -> None:
+    """Remove the vectors of a model from the shards in which some are damaged, here and there.
+
+    A manifest no longer names them before they are removed.
+    """
+    for found in read_manifests(place, damaged="skip"):
+        models = {further_model(path) for path in found.files.keys() & {*damaged}}
+        for each in (place, found.place) if models and found.place else (place,) if models else ():
+            at, manifest = files_at(each), read_manifest(each, found.shard.id)
+            if manifest is not None:
+                gone = {path for path in manifest.files if further_model(path) in models}
+                kept = {path: s for path, s in manifest.files.items() if path not in gone}
+                renewed = encode_manifest(replace(manifest, files=kept))
+                at.write(manifest_path(found.shard.id), renewed)
+                for path in gone:
+                    at.remove(path)
 
 
 def _tars(place: str | Path) -> set[str | None]:

@@ -49,6 +49,7 @@ class ProblemKind(enum.Enum):
     UNFINISHED = enum.auto()  #: a shard that is being changed, or was when a command was killed
     DESCRIPTION = enum.auto()  #: dataset.json
     PAGE = enum.auto()  #: the report or the card, by its name
+    VECTORS = enum.auto()  #: damaged vectors of a further model, which can be made again, by path
 
 
 class Problem(NamedTuple):
@@ -165,6 +166,9 @@ class _Check:
         sentences = chain(_account(path, manifest), shard.problems())
         wrong = [*_readable(Problem(ProblemKind.SHARD, id, sentence) for sentence in sentences)]
         yield from wrong
+        yield from _readable(
+            Problem(ProblemKind.VECTORS, *each) for each in shard.further_problems()
+        )
         if not wrong and (uids := shard.uids()):
             # else a damaged shard could discredit a sound one with the same pair
             self._keys.add(id, uids)

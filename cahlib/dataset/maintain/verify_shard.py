@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from cahlib.core.lists import md5_digest
 from cahlib.core.records import DROP_REASONS, ERASED_REASONS, Stage, Stats
-from cahlib.dataset.layout import LAYOUT, further_model
+from cahlib.dataset.layout import LAYOUT, further_model, vectors_path
 from cahlib.dataset.manifest import ShardManifest, tar_path
 from cahlib.dataset.metadata import read_metadata
 from cahlib.dataset.outcomes import KEPT, outcome_schema
@@ -84,11 +84,17 @@ class ShardCheck:
                 path = tar_path(self._manifest) or path
             if stored := self._manifest.files.get(path):
                 yield from check_file(self._data, path, stored=stored, reader=reader)
+        yield from self._cosines("")
+
+    def further_problems(self) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong with the vectors of further models, after `problems`: path, why."""
         for path in filter(further_model, self._manifest.files):
             stored = self._manifest.files[path]
-            yield from check_file(self._data, path, stored=stored, reader=self._matrix)
-        for model in self._vectors:
-            yield from self._cosines(model)
+            for why in check_file(self._data, path, stored=stored, reader=self._matrix):
+                yield path, why
+        for model in filter(None, [*self._vectors]):
+            path = vectors_path("img_emb", self._manifest.shard.id, model)
+            yield from ((path, why) for why in self._cosines(model))
 
     def uids(self) -> list[str]:
         """Return the keys of its pairs, after `problems`."""
