@@ -41,7 +41,7 @@ def sound(tmp_path_factory):
 
 def made(folder, *, layout, **spec):
     """The files of such a dataset, which has every form."""
-    spec = replace(world.SPEC, settings=DIGEST, **spec)
+    spec = replace(world.SPEC, settings=DIGEST, layout=layout, **spec)
     world.write(folder, count=5, shard="s-0", spec=spec)
     world.write(folder, count=5, first=100, shard="s-1", spec=spec)
     world.write(folder, count=2, first=201, shard="s-2", spec=spec)
