@@ -1,6 +1,10 @@
 """Tables of links in every format give the same shards and rows; what is wrong gets a sentence."""
 
+import bz2
 import gzip
+import json
+import lzma
+import math
 import os
 from dataclasses import replace
 
@@ -137,6 +141,12 @@ GOOD = "url,text\nhttp://a.com/1.jpg,one\n"
         ("a.parquet.gz", gzip.compress(b"PAR1" * 999, mtime=0)[:-9], {}, "it is cut off"),
         ("a.csv.gz", b"\x1f\x8b\x08\x00", {}, "it is empty"),
         ("a.csv", bytes(100), {}, "it is damaged, or of another format"),
+        ("a.csv.bz2", bz2.compress(b"url"), {}, "it is packed with bzip2; pack it with gzip or z"),
+        ("a.csv.xz", lzma.compress(b"url"), {}, "it is packed with xz; pack it with gzip or zstd"),
+        ("a.xlsx", b"PK\x03\x04", {}, "it is a zip file or a spreadsheet; unpack it"),
+        ("a.csv", "url,url,text\n", {}, "has several columns url; give each a name"),
+        ("a.csv", GOOD, {"extra_columns": ("text", "text")}, "extra_columns: text is named twice"),
+        ("a.csv", "url,text,Uid\nx,y,z\n", {"extra_columns": ("all",)}, "Uid of a.csv would"),
     ],
 )  # fmt: skip
 def test_what_is_no_table_of_links_gets_a_sentence(tmp_path, name, data, settings, sentence):
@@ -212,6 +222,25 @@ def test_odd_rows_of_csv_cost_only_themselves(tmp_path):
         5: "café in UTF-8",
         9: "the last one, without a line break",
     }
+
+
+def test_json_as_python_writes_it_is_read(tmp_path):
+    """NaN, and half of a character, which costs the caption alone."""
+    path = tmp_path / "t.jsonl"
+    rows = [{"url": f"http://a.com/{n}.jpg", "text": "A boat", "x": math.nan} for n in range(3)]
+    rows[1]["text"] = "A boat \ud83d"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"url": NaN\n')
+    found, failed = read(Crawl(links=(str(path),), extra_columns=("x",)), tmp_path)
+    assert not failed and [*found] == [1, 2, 3]
+    assert found[2] == ("http://a.com/1.jpg", "A boat \ufffd", {"x": None})
+
+
+def test_a_name_of_two_columns_is_refused_in_parquet_too(tmp_path):
+    cells = pa.array(["http://a.com/1.jpg"])
+    table = pa.Table.from_arrays([cells, cells, cells], names=["url", "text", "url"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match=r"t.parquet has several columns url; give each a name"):
+        list(list_shards(Crawl(links=(str(tmp_path / "t.parquet"),))))
 
 
 def test_odd_cells_are_dropped_by_reason(tmp_path):

@@ -18,6 +18,8 @@ from cahlib.crawl.tables.text import Cells, decoded
 #: Rows that become Python's values at a time.
 _BATCH = 1000
 
+_TEXTS = "string", "large_string", "string_view"
+
 #: Bytes of batches by which the rows of a stream are estimated.
 _SAMPLE = 8 << 20
 
@@ -60,7 +62,7 @@ class _ColumnTable:
         type = self._schema.field(name).type
         if pa.types.is_dictionary(type):
             type = type.value_type
-        if pa.types.is_string(type) or pa.types.is_large_string(type):
+        if str(type) in _TEXTS:
             return "text"
         if pa.types.is_boolean(type):
             return "bool"

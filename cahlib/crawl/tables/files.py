@@ -55,7 +55,10 @@ class TableAway(TableError):
 def unreadable(error: TableError) -> CahError:
     """Return the error that ends a launch whose tables cannot be listed."""
     if isinstance(error, TableAway):
-        return RunError(f"links: {error} Check this machine's network, or try again later.")
+        return RunError(
+            f"links: {error} Check the URL, your login there and this machine's network, or try "
+            "again later."
+        )
     return ConfigError(f"links: {error}")
 
 

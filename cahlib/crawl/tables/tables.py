@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -32,6 +33,13 @@ TEXT_NAMES = ("text", "caption", "alt", "alt_text", "top_caption", "title", "des
 
 #: How files begin that are read from their end: Parquet, Feather.
 _FROM_THE_END = b"PAR1", b"ARROW1"
+
+#: How files begin that are packed as no table is.
+_PACKINGS = {
+    b"BZh": "it is packed with bzip2; pack it with gzip or zstd",
+    b"\xfd7zXZ": "it is packed with xz; pack it with gzip or zstd",
+    b"PK\x03\x04": "it is a zip file or a spreadsheet; unpack it, or store it as CSV",
+}
 
 
 class Format(Protocol):
@@ -102,7 +110,9 @@ class Table:
             extras = list(crawl.extra_columns)
         if lacking := [each for each in extras if each not in names]:
             raise self._no_column("extra_columns", lacking[0])
-        if clash := [each for each in extras if each in taken]:
+        self._check_single(extras)
+        lower = {each.lower() for each in taken}  # DuckDB and others make no difference
+        if clash := [each for each in extras if each.lower() in lower]:
             free = ",".join(each for each in extras if each not in clash)
             raise ConfigError(
                 f"extra_columns: {listed(clash)} of {file_name(self.url)} would be there twice, "
@@ -127,11 +137,23 @@ class Table:
             raise self._no_column(setting, given)
         by_name = {name.strip().lower(): name for name in reversed(self.format.names)}
         found = given or next((by_name[each] for each in usual if each in by_name), "")
+        self._check_single([found])
         if found and self.format.kind(found) != "text":
             raise ConfigError(
                 f"{setting}: the column {found} of {self.url} holds no texts; name another."
             )
         return found
+
+    def _check_single(self, names: Sequence[str]) -> None:
+        """Raise ConfigError if one of these columns is there, or wanted, more than once."""
+        for every in (self.format.names, names):
+            counts = Counter(each for each in every if each in names)
+            if twice := [each for each, count in counts.items() if count > 1]:
+                raise ConfigError(
+                    f"links: {self.url} has several columns {listed(twice)}; give each a name."
+                    if every is self.format.names
+                    else f"extra_columns: {listed(twice)} is named twice."
+                )
 
     def _no_column(self, setting: str, name: str) -> ConfigError:
         return ConfigError(
@@ -184,6 +206,8 @@ def _format(
     name = file_name(url).lower().removesuffix(".gz").removesuffix(".zst")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise TableError("it is UTF-16; store it as UTF-8")
+    if other := next((said for mark, said in _PACKINGS.items() if head.startswith(mark)), ""):
+        raise TableError(other)
     if b"\0" in head or name.endswith((".parquet", ".arrow", ".feather")):
         raise TableError("it is damaged, or of another format than Parquet, CSV, TSV, JSON, Arrow")
     return _text_format(url, head, url_column, contact)

@@ -7,6 +7,7 @@ have line breaks within quotes; in TSV, where quotes are mostly letters, a row i
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ _MAX_LINE, _MAX_ROW, _MAX_LINES = 16 << 20, 1 << 20, 100
 _SAMPLE = 100
 _SEPARATORS = ("\t", ",", ";", "|")
 _LINK = re.compile(r"https?://\S+")
+#: What Python's JSON has beyond the standard's.
+_LOOSE = re.compile(rb"NaN|Infinity|\\u[dD][89a-fA-F]")
 _BOM = b"\xef\xbb\xbf"
 
 #: The cells of a row; None for a broken one.
@@ -143,9 +146,17 @@ class JsonLines(Form):
 
 
 def _json(line: bytes) -> Any:
+    text = line if line.isascii() else decoded(line)
     try:
-        return msgspec.json.decode(line if line.isascii() else decoded(line))
+        return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
+        pass
+    if not _LOOSE.search(line):
+        return None
+    try:  # as Python writes it: NaN, Infinity, or half of a character, which becomes U+FFFD
+        said = json.dumps(json.loads(text), ensure_ascii=False)
+        return json.loads(said.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    except (ValueError, RecursionError):
         return None
 
 
@@ -271,5 +282,5 @@ def decoded(data: bytes) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """Return the names of columns for people."""
-    shown = ", ".join(each.strip()[:40] for each in names[:12])
+    shown = ", ".join(" ".join(each.split())[:40] for each in names[:12])
     return shown + (", …" if len(names) > 12 else "")
