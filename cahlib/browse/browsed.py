@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from cahlib.browse.cluster_index import embeddings_digest, make_index, open_index
 from cahlib.browse.dropped import DroppedCandidates
 from cahlib.browse.nearest import NearestPairs, Vector
 from cahlib.browse.pictures import PictureFiles
@@ -73,6 +74,7 @@ class BrowsedDataset:
         self.query = PairQuery(place, damaged="skip", seconds=_SECONDS)
         self.pictures = PictureFiles(self.manifests, place, self._uids)
         self.dropped = DroppedCandidates(self.manifests, place)
+        self._faults: list[str] = []  #: of the index, sentences
         self._vectors: dict[str, Vector] = {}  #: of pictures and words searched for
         self._views: OrderedDict[View, FoundRows] = OrderedDict()
         self._lock = threading.Lock()  #: DuckDB and the readers of tables take turns
@@ -98,7 +100,7 @@ class BrowsedDataset:
         return found
 
     @cached_property
-    def nearest(self) -> NearestPairs:
+    def vectors(self) -> StoredVectors:
         """The embeddings of the pictures; raise ConfigError if there are none."""
         files = [
             VectorFile(each.shard.id, each.rows, each.place or self.place, path)
@@ -112,17 +114,42 @@ class BrowsedDataset:
             )
         if not self.model:
             raise ConfigError("Several models scored this dataset; their embeddings do not mix.")
-        return NearestPairs(StoredVectors(files, self.model))
+        return StoredVectors(files, self.model)
+
+    @cached_property
+    def nearest(self) -> NearestPairs:
+        """The embeddings to search in; raise as `vectors` does."""
+        index, folder = None, files_at(self.place).folder
+        try:
+            index = open_index(folder, self.vectors, self._digest()) if folder else None
+        except RunError as error:
+            self._faults.append(str(error))
+        return NearestPairs(self.vectors, index)
+
+    def make_index(self, report: Callable[[str], None]) -> None:
+        """Make the index for searches; raise ConfigError for a dataset at a URL."""
+        folder = files_at(self.place).folder
+        if folder is None:
+            raise ConfigError("index: make it in a folder of this machine; copy the dataset first.")
+        make_index(folder, self.vectors, self._digest(), report)
+
+    def _digest(self) -> str:
+        return embeddings_digest(
+            (each.shard.id, each.files[part_path("img_emb", each.shard.id)].sha256)
+            for each in self.manifests
+            if each.rows
+        )
 
     def notices(self) -> list[str]:
         """Return what is wrong with the dataset, a sentence each."""
         gone = [*self.damaged, *sorted(self.query.unreadable)]
         if not gone:
-            return []
+            return [*self._faults]
         named = ", ".join(gone[:5]) + " …" * (len(gone) > 5)
         return [
             f"{plural(len(gone), 'shard')} cannot be read and {verb(len(gone))} left out: {named}. "
-            "See `cah verify`."
+            "See `cah verify`.",
+            *self._faults,
         ]
 
     def hold(self, name: str, vector: Vector) -> None:

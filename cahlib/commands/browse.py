@@ -31,6 +31,10 @@ def add(commands: Any) -> None:
         "--host", default="127.0.0.1", metavar="ADDRESS",
         help="address to listen on; others than loopback let other machines in [127.0.0.1]",
     )  # fmt: skip
+    option(
+        "--index", action="store_true",
+        help="first make an index for searches in more than some million pairs (run/search)",
+    )  # fmt: skip
     option("--open", action="store_true", help="open the page in a browser")
     option(
         "--marks", default="", metavar="FILE",
@@ -53,6 +57,8 @@ def _browse(chosen: argparse.Namespace) -> int:
         pretrained=chosen.pretrained,
     )  # fmt: skip
     browser = open_browser(chosen.dataset, settings)
+    if chosen.index:
+        browser.dataset.make_index(print_note)
     with _until_ended() as ended, serving_page(browser, settings) as address:
         print(address, flush=True)
         print_note("Open this address in a browser; Ctrl-C ends it.")

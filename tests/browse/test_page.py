@@ -265,3 +265,27 @@ def test_dropped_candidates_are_listed_by_reason(serve, tmp_path):
     assert "reason" in page.json("/api/dropped", reason="none", status=400)["error"]
     (tmp_path / "outcomes/s-0.parquet").write_bytes(b"damaged")
     assert "s-0" in page.json("/api/dropped", reason="timeout", status=503)["error"]
+
+
+def test_an_index_finds_what_is_found_without_and_is_not_trusted(serve, dataset, stored):
+    pytest.importorskip("faiss", reason="pip install faiss-cpu")
+    page, notes = serve(dataset), []
+    queries = [{"like": 7}, {"like": 40, "where": "similarity > 0.5"}]
+    wanted = [page.json("/api/pairs", count=60, **each) for each in queries]
+    page.browser.dataset.make_index(notes.append)
+    assert notes and list(verify(dataset)) == []
+    indexed = serve(dataset)
+    assert indexed.json("/api/about")["notices"] == []
+    assert [indexed.json("/api/pairs", count=60, **each) for each in queries] == wanted
+
+    rows = dataset / "run/search/rows.npy"
+    for damage in (b"damaged", rows.read_bytes()[:-8]):
+        rows.write_bytes(damage)
+        page = serve(dataset)
+        assert [page.json("/api/pairs", count=60, **each) for each in queries] == wanted
+        assert "--index" in page.json("/api/about")["notices"][0]
+    (dataset / "list").write_text(stored[0].image.candidate.uid)
+    assert main(["purge", str(dataset), "--uids", str(dataset / "list")]) == 0
+    page = serve(dataset)
+    page.rows(like=5)
+    assert "out of date" in page.json("/api/about")["notices"][0]
