@@ -30,6 +30,9 @@ base = [
     # of the labelled captions whose language CLD2 knows, in four times the time
     "pycld2>=0.42",
     "rbloom>=1.5",  # lists of pairs as Bloom filters
+    # finds the words and phrases of long lists in captions, in one pass
+    "ahocorasick_rs>=1.0",
+    "google-re2>=1.1.20250722",  # patterns of users, in linear time: none can hold up a scraper
     "publicsuffixlist>=1.0",  # whose domain a host is; the list is in the package
     "regex>=2024.11.6",  # knows the same letters in each version of Python, as `re` does not
     # the phone numbers of all countries, which tell them from other numbers; plain Python, 5 MB

@@ -49,6 +49,8 @@ HOMES = {
     "cykooz_resizer": {"image/pixels.py"},
     "aiohttp": {"fetch/", "browse/"},
     "faiss": {"dataset/maintain/similar.py"},
+    "re2": {"crawl/caption_rules.py"},
+    "ahocorasick_rs": {"crawl/caption_rules.py"},
     "simplejpeg": {"image/jpeg.py"},
 }
 

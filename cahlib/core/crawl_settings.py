@@ -73,6 +73,18 @@ class Crawl(Checked):
         "keep captions that look like file names or junk, as in a curated table",
         topic="text",
     )
+    caption_words: tuple[str, ...] = option(
+        (), "files of words and phrases, one per line: keep captions that have one of them",
+        file=True, topic="text",
+    )  # fmt: skip
+    caption_not: tuple[str, ...] = option(
+        (), "files of words and phrases, one per line: drop captions that have one of them",
+        file=True, grows=True, topic="text",
+    )  # fmt: skip
+    caption_regex: str = option(
+        "", "keep captions in which this pattern is found (RE2's syntax; (?i) ignores case)",
+        topic="text",
+    )  # fmt: skip
     og_images: bool = option(
         False, "also take each page's og:image with its og:description", topic="text"
     )

@@ -88,6 +88,9 @@ FILE_HASH = ListKind(
 #: 64 bits, as in a dataset's column phash.
 PERCEPTUAL_HASH = ListKind("perceptual hash of 64 bits in hex", _form(r"([0-9a-fA-F]{16})"))
 
+#: A whole line, as ``#`` occurs within phrases.
+PHRASE = ListKind("word or phrase", re.compile(r"((?!#).+)?|#.*"))
+
 
 def read_entries(path: str, setting: str, kind: ListKind) -> Iterator[str]:
     """Yield a list's entries without comments; raise ConfigError, which names the setting."""
@@ -101,7 +104,7 @@ def read_entries(path: str, setting: str, kind: ListKind) -> Iterator[str]:
                     f"{setting}: line {number} of {path} is not a valid {kind.name}: {line:.60}"
                 )
             if match.re.groups and match[1]:
-                yield from match[1].split()
+                yield from (match[1],) if kind is PHRASE else match[1].split()
 
 
 def _strange(name: str | None) -> bool:

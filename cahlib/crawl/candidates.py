@@ -14,6 +14,7 @@ from cahlib.core.config import Crawl
 from cahlib.core.records import Candidate, DropReason, OptOut, Stage, Stats
 from cahlib.crawl import languages, page_opt_outs, texts
 from cahlib.crawl.blocklists import Blocklists
+from cahlib.crawl.caption_rules import CaptionRules
 from cahlib.crawl.page_language import PageLanguage
 from cahlib.crawl.wat import BARE_LINK, TABLE_LINK, Link, Page
 from cahlib.fetch import links, opt_outs
@@ -103,6 +104,7 @@ class _LinkFilter:
     def __init__(self, options: Crawl, blocked: Blocklists) -> None:
         self._max_url, self._blocked = options.max_url, blocked
         self._caption_filter = texts.caption_filter(options)
+        self._rules = CaptionRules.load(options)
         self._wanted = languages.wanted_languages(options)
         self._uses_page = options.language_evidence == "page"
         self._page_language: PageLanguage | None = None
@@ -124,6 +126,8 @@ class _LinkFilter:
         text = self._caption(link)
         if not isinstance(text, texts.Caption):
             return text
+        if reason := self._rules.drop_reason(text.text):
+            return reason
         url = links.absolute_url(link.url, base, self._max_url)
         if not isinstance(url, str):
             return url

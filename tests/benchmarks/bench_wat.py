@@ -5,8 +5,9 @@
 The WAT is made from a seed in Common Crawl's layout: 8,000 pages with a request, a response and a
 metadata record each, 100 MB inflated, 50,861 images with an alt text. 45 % of the texts are
 English, the rest is of six languages, file names and the words that every page has. The peer
-neither detects languages nor repairs texts; ours does all its work. Both run in processes of their
-own, bound to one core; the table shows the median CPU seconds and the highest memory.
+neither detects languages nor repairs texts; ours does all its work, and does it again with caption
+rules (`rules`): two lists of 100,000 words and phrases, and a pattern. All run in processes of
+their own, bound to one core; the table shows the median CPU seconds and the highest memory.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ import random
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cahlib.core.config import Crawl
 from cahlib.core.records import Stats
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
+from cahlib.crawl.caption_rules import CaptionRules
 from cahlib.crawl.shards import list_shards
 from cahlib.crawl.wat import read_pages
 from tests.benchmarks.common import (
@@ -207,9 +211,10 @@ def make(path: Path, count: int, texts: int) -> None:
     print(f"{count} pages, {done} texts, {size / 1e6:.1f} MB inflated", file=sys.stderr)
 
 
-def ours(path: str) -> Found:
+def ours(path: str, **rules: Any) -> Found:
     """Read the file; what that took, imports apart."""
-    crawl, stats = Crawl(crawl=path), Stats()
+    crawl, stats = Crawl(crawl=path, **rules), Stats()
+    CaptionRules.load(crawl)
     with one_core():
         before = time.process_time()
         every = (
@@ -221,6 +226,22 @@ def ours(path: str) -> Found:
         spent = time.process_time() - before
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     return {"candidates": count, "cpu": spent, "rss": memory}
+
+
+def with_rules(path: str) -> Found:
+    """The same with caption rules: two lists of 100,000 words and phrases, and a pattern."""
+    rng, words = random.Random(7), VOCABULARIES["en"].split()
+    names = ["".join(rng.choices("aeioubcdfglmnprst", k=rng.randint(4, 9))) for _ in range(50_000)]
+    with tempfile.TemporaryDirectory() as folder:
+        lists = Path(folder) / "wanted", Path(folder) / "unwanted"
+        for file in lists:
+            some = (rng.choices(rng.choice((names, words)), k=rng.randint(1, 2)) for _ in names)
+            phrases = [" ".join([*each, rng.choice(names)]) for each in some] + names
+            file.write_text("\n".join(phrases + words * (file == lists[0])))
+        return ours(
+            path, caption_words=(str(lists[0]),), caption_not=(str(lists[1]),),
+            caption_regex=r"(?i)\w{3}",
+        )  # fmt: skip
 
 
 def peer(home: Path) -> Path:
@@ -241,6 +262,7 @@ def main(arguments: Sequence[str]) -> None:
     taken: dict[str, list[Found]] = {}
     for _ in range(options.rounds):
         taken.setdefault("ours", []).append(apart(ours, path, small=options.small))
+        taken.setdefault("rules", []).append(apart(with_rules, path, small=options.small))
         if options.peer:
             line = [peer(options.inputs), "-c", SCRIPT, path]
             taken.setdefault("peer", []).append(measured(line))
