@@ -3,8 +3,8 @@
 Whole words are compared, without regard to case and to forms of the same letter (NFKC), whatever
 punctuation is between them. Scripts that do not put a space between all words, Korean's among
 them, are compared letter by letter. The time for a caption does not depend on the number of entries
-(Aho-Corasick), and no pattern takes more than linear time (RE2). On 100 MB of WAT a pattern adds 0.3
-CPU s to 2.1, a list of 100,000 entries 0.5: what they read is no longer in the CPU's caches.
+(Aho-Corasick), and no pattern takes more than linear time (RE2). On 100 MB of WAT a pattern adds
+0.3 CPU s to 2.1, a list of 100,000 entries 0.5: what they read is no longer in the CPU's caches.
 """
 
 from __future__ import annotations
