@@ -37,6 +37,13 @@ _MAX_STORED_URL = 2000
 _LICENCE = re.compile(r"https?://(?:www\.)?creativecommons\.org/(?:licenses|publicdomain)/", re.I)
 
 
+def check_link_rules(options: Crawl) -> None:
+    """Raise ConfigError for settings, or files that they name, which cannot be used."""
+    languages.wanted_languages(options)
+    Blocklists.load(options)
+    CaptionRules.load(options)
+
+
 def find_candidates(
     pages: Iterable[Page],
     options: Crawl,

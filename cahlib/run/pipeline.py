@@ -37,9 +37,7 @@ from cahlib.core.progress import (
 from cahlib.core.rates import RateRecorder
 from cahlib.core.records import Image, Judged, Parcel, Shard, Stage, Stats
 from cahlib.core.requirements import require_contact
-from cahlib.crawl import languages
-from cahlib.crawl.blocklists import Blocklists
-from cahlib.crawl.caption_rules import CaptionRules
+from cahlib.crawl.candidates import check_link_rules
 from cahlib.crawl.shards import list_shards
 from cahlib.dataset.description import commit_shards, describe_continued
 from cahlib.dataset.file_names import require_writable
@@ -96,9 +94,7 @@ def run(
         require_writable(folder)
     require_contact(job)
     # mistakes in the settings are reported before the start
-    languages.wanted_languages(job.crawl)
-    Blocklists.load(job.crawl)
-    CaptionRules.load(job.crawl)
+    check_link_rules(job.crawl)
     load_hashes(job.download.known_harm, "known_harm")
     harmful = load_known_harm(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
     check_model_files(job.judge)
