@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
 
@@ -9,14 +10,20 @@ from cahlib.core.config import Job
 from cahlib.core.errors import ConfigError
 from cahlib.core.progress import Listener, ignore_progress
 from cahlib.core.records import DropReason, Stage, Stats
-from cahlib.dataset.manifest import read_manifest
+from cahlib.core.wording import plural
+from cahlib.crawl.blocklists import Blocklists
+from cahlib.dataset.maintain.purge import apply_changes
+from cahlib.dataset.manifest import read_manifest, read_manifests
+from cahlib.dataset.write.columns import Row
 from cahlib.ledger.local import LocalLedger
 from cahlib.run.open_run import open_run_directory
 from cahlib.run.pipeline import run
 from cahlib.run.result import RunResult
 from cahlib.run.resume import resume
-from cahlib.run.retry_plan import RETRY, RetryPlan, forget_plan, store_plan
+from cahlib.run.retry_plan import RETRY, RetryPlan, forget_plan, harmful_links, store_plan
 from cahlib.run.scrapers import EngineFactory, open_scrapers
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +76,33 @@ def retry_links(
     result = run(job, listener, stop=stop, role=RETRY, scraping=scraping)
     made = [each for shard in plan.shards if (each := read_manifest(folder, shard.id))]
     if len(made) == len(plan.shards):
+        _erase_harmful(job)
         forget_plan(folder, plan)
     return RetryResult(
         run=result, shards=len(made), stats=sum((each.stats for each in made), Stats())
     )
+
+
+def _erase_harmful(job: Job) -> None:
+    """Remove links from the outcomes of earlier attempts that a retry found to be harmful.
+
+    A dataset must not become a list of them: what such a link failed by before would stand beside a
+    retry that does not name it.
+    """
+    folder = job.output.folder
+    if not (found := harmful_links(folder, Blocklists.load(job.crawl))):
+        return
+    if any(manifest.place for manifest in read_manifests(folder, damaged="skip")):
+        _log.warning(
+            "%s of harmful images stay in the outcomes at %s; copy the dataset here, and run the "
+            "same command again to remove them.",
+            plural(len(found), "link"),
+            job.output.url,
+        )
+        return
+
+    def why(row: Row) -> DropReason | None:
+        return DropReason.PURGED if row["uid"] in found else None
+
+    for _ in apply_changes(folder, RETRY, lambda row: None, why):
+        pass

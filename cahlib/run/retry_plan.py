@@ -20,14 +20,14 @@ from cahlib.core.atomic import write_file
 from cahlib.core.config import Crawl, Job
 from cahlib.core.errors import ConfigError, RunError, ShardError
 from cahlib.core.lists import md5_digest
-from cahlib.core.records import Candidate, Shard, Stage
+from cahlib.core.records import ERASED_REASONS, Candidate, Shard, Stage
 from cahlib.core.retries import RETRYABLE_REASONS, Retry, attempt_id, parse_attempt, parse_retry
 from cahlib.core.wording import plural
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.failed_links import write_failed_links
 from cahlib.crawl.tables.slices import Slices
 from cahlib.dataset.inventory import Inventory
-from cahlib.dataset.manifest import ShardManifest, no_dataset_error, read_manifest
+from cahlib.dataset.manifest import ShardManifest, no_dataset_error, read_manifest, read_manifests
 from cahlib.dataset.outcomes import has_outcomes, read_outcomes, restore_candidate
 from cahlib.parcel.metadata import INVALID_JSON
 
@@ -212,6 +212,20 @@ def _restored(row: Mapping[str, Any], id: str) -> Candidate:
     except (KeyError, TypeError, ValueError) as error:
         cause = str(error)
     raise ShardError(f"The outcomes of {id} are damaged ({cause}).")
+
+
+def harmful_links(folder: Path, blocked: Blocklists) -> set[str]:
+    """Return the links that failed first and turned out to be harmful by a retry, by uid.
+
+    Outcomes do not name these: they are the links of a retry that its own do not have.
+    """
+    found = set[str]()
+    for manifest in read_manifests(folder, damaged="skip"):
+        retry = parse_retry(manifest.shard)
+        if retry and any(manifest.stats.dropped[reason] for reason in ERASED_REASONS):
+            named = {row["uid"] for row in _rows(folder, manifest.shard.id, ["uid", "reason"])}
+            found |= _chosen(folder, retry, blocked).keys() - named
+    return found
 
 
 class _FailedLink(NamedTuple):

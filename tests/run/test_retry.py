@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cahlib.core.config import replace_settings
-from cahlib.core.errors import RunError, ShardError
-from cahlib.core.records import Shard, Stage
+from cahlib.core.errors import MissingSetting, RunError, ShardError
+from cahlib.core.records import DropReason, Shard, Stage
 from cahlib.core.retries import TEMPORARY_REASONS, Retry, parse_attempt
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.dataset.layout import part_path
@@ -34,6 +34,7 @@ from tests.engine.test_cluster import within
 from tests.world import small, tables
 from tests.world.command import said
 from tests.world.crashes import before_each_renaming
+from tests.world.pictures import picture
 
 TEMPORARY = tuple(each.value for each in TEMPORARY_REASONS)
 LATER = 2**40  # seconds since 1970
@@ -43,6 +44,7 @@ class Flaky(small.Pictures):
     """A web on which a share of the links, always the same ones, fails."""
 
     failing = 0  #: per cent
+    pictures = {}  #: of some links, in place of the one that all others have
 
     def is_failing(self, url):
         return int(md5(url.encode()).hexdigest()[:8], 16) % 100 < self.failing
@@ -50,7 +52,8 @@ class Flaky(small.Pictures):
     def answer(self, request):
         answer = super().answer(request)
         if answer.status != 200 or not self.is_failing(request.url):
-            return answer
+            data = self.pictures.get(request.url)
+            return Answer(body=data, type="image/jpeg") if data else answer
         return Answer(status=503) if "-0-" in request.url else Answer(raw=True)
 
 
@@ -345,3 +348,38 @@ def test_outcomes_that_somebody_wrote_are_not_fetched(folder, change):
     )
     with pytest.raises(ShardError, match=f"The outcomes of {first} are damaged"):
         failed_links(folder, retry, Blocklists())
+
+
+def test_links_of_images_that_must_go_leave_no_trace_in_outcomes(web, tmp_path, monkeypatch):
+    """One of them is harmful by a list that has grown, one is purged by its hash later."""
+    small.write(tmp_path / "crawl", files=1, links=12)
+    folder, lists = tmp_path / "set", [tmp_path / name for name in ("today/harm", "purged")]
+    (tmp_path / "harm").write_text(md5(b"another").hexdigest())
+    (tmp_path / "today").mkdir()
+    web.failing, harm = 60, {"known_harm": (str(tmp_path / "harm"),)}
+    run(job(tmp_path, folder, web, **harm), scraping=small.scraping)
+    failed = {row["url"] for row in outcome_rows(folder) if row["reason"] != KEPT}
+    pictures = {url: picture(size=(170 + n, 120)) for n, url in enumerate(sorted(failed)[:2])}
+    for path, data in zip(lists, pictures.values(), strict=True):
+        path.write_text(md5(data).hexdigest())
+    web.failing = 0
+    monkeypatch.setattr(web, "pictures", pictures)
+    (tmp_path / "set" / "run" / "job.json").unlink()
+    with pytest.raises(MissingSetting, match="known_harm: the dataset was made with harm, whose"):
+        retry(folder)
+    result = retry(folder, known_harm=str(lists[0]))
+    harmful, purged = pictures
+    assert result.failed() == {DropReason.KNOWN_HARM: 1} and list(verify(folder)) == []
+    assert harmful not in named(folder) and purged in named(folder)
+    list(purge(folder, PurgeLists(hashes=(str(lists[1]),))))
+    assert named(folder).isdisjoint(pictures) and list(verify(folder)) == []
+    assert retry(folder, known_harm=str(lists[0])).links == 0
+
+
+def outcome_rows(folder):
+    return [row for path in folder.glob("outcomes/*") for row in pq.read_table(path).to_pylist()]
+
+
+def named(folder):
+    """The links that the outcomes of a dataset name."""
+    return {row["url"] for row in outcome_rows(folder) if row["url"]}

@@ -18,8 +18,11 @@ from cahlib.core.lists import FILE_HASH, MD5, URL, DigestSet, HashSet, md5_diges
 from cahlib.core.lock import lock_dataset
 from cahlib.core.records import DropReason
 from cahlib.dataset.file_names import require_writable
+from cahlib.dataset.layout import part_path
 from cahlib.dataset.maintain.rewrite import RemovalRule, ShardChange, rewrite_shards
 from cahlib.dataset.manifest import read_manifests, require_dataset
+from cahlib.dataset.metadata import read_metadata
+from cahlib.dataset.read_pairs import DAMAGE
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.storage.upload import upload_pages, upload_shards
@@ -27,6 +30,9 @@ from cahlib.dataset.write.columns import Row, canonical_json
 from cahlib.model.known_harm import load_known_harm
 
 _log = logging.getLogger(__name__)
+
+#: The columns that rules of lists use.
+_LISTED = ("uid", "URL", "md5", "sha1", "sha256", "phash")
 
 #: The log of changes to a finished dataset, one line per shard: time, command and numbers.
 CHANGES_FILE = "changes.jsonl"
@@ -82,7 +88,29 @@ def purge(folder: Path, lists: PurgeLists) -> Iterator[ShardChange]:
     repeat. The changes are logged, and the report and the card updated. Raise as `rewrite_shards`
     does, and RunError if the URL cannot be reached.
     """
-    yield from apply_changes(folder, "purge", *lists.rules())
+    why, why_outcome = lists.rules()
+    pairs: Set[str] | None = None if lists.hashes or lists.looks else set()
+
+    def why_link(row: Row) -> DropReason | None:
+        # shards that failed to fetch a pair, or had it again, name its link too; their rows go
+        # before the pair itself does, as an earlier attempt comes first: killed, it is found again
+        nonlocal pairs
+        if pairs is None:
+            pairs = _listed_pairs(folder, why)
+        return DropReason.PURGED if row["uid"] in pairs else why_outcome(row)
+
+    yield from apply_changes(folder, "purge", why, why_link)
+
+
+def _listed_pairs(folder: Path, why: RemovalRule) -> set[str]:
+    """Return the pairs for which there is a reason, by uid; a damaged shard has none."""
+    found = set[str]()
+    for manifest in read_manifests(folder, damaged="skip"):
+        path = folder / part_path("metadata", manifest.shard.id)
+        with suppress(*DAMAGE):
+            rows = read_metadata(path, _LISTED).to_pylist() if manifest.rows else []
+            found |= {row["uid"] for row in rows if why(row)}
+    return found
 
 
 def apply_changes(
