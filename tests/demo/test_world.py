@@ -74,11 +74,12 @@ def test_every_reason_that_a_replayed_web_can_give_has_its_trap(demo):
         # no name is resolved and nothing is encrypted when a web is replayed
         DropReason.DNS, DropReason.PRIVATE_ADDRESS, DropReason.REFUSED, DropReason.TLS,
         # these wait for lists that the user brings, or for a model of photos
+        DropReason.NO_WANTED_WORD, DropReason.UNWANTED_WORD, DropReason.OTHER_PATTERN,
         DropReason.BLOCKED_DOMAIN, DropReason.BLOCKED_URL, DropReason.BLOCKED_PAIR,
         DropReason.KNOWN_HARM, DropReason.HARM_LOOKS, DropReason.MINOR,
         DropReason.ANIMAL, DropReason.HEAD_SCORE,
         # these are for datasets that are finished, or for runs that are told to
-        DropReason.PURGED, DropReason.DESELECTED,
+        DropReason.PURGED, DropReason.DESELECTED, DropReason.SAME_MEANING, DropReason.EVALUATION,
         DropReason.SAME_IMAGE, DropReason.NEAR_DUPLICATE,
         # the demo's web is ours: it is asked as fast as it answers
         DropReason.LEFT_ALONE, DropReason.TOO_MANY_LINKS, DropReason.TOO_OFTEN,
