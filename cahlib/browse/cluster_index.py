@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 
 from cahlib.browse.nearest import Vector, encode_block, fill_products
 from cahlib.core.atomic import new_file, write_file
-from cahlib.core.errors import RunError, disk_errors, missing_library_error
+from cahlib.core.errors import RunError, disk_errors
+from cahlib.dataset.maintain.similar import cluster_centres
 from cahlib.dataset.vectors import StoredVectors
 
 #: The folder of an index, in that of a dataset.
 INDEX_FOLDER = "run/search"
 
-#: Embeddings per cluster that k-means looks at, and how often.
-_SAMPLE, _ROUNDS = 64, 8
 #: Bytes that are sorted at a time: the embeddings are read once for each such part.
 _PART = 1 << 30
 #: The share of all embeddings that a search reads, and the least number of them.
@@ -121,7 +120,8 @@ def make_index(
         made.mkdir(parents=True)
         try:
             report("Finding clusters …")
-            centres = _centres(vectors)
+            count = max(1, min(int(len(vectors) ** 0.5), len(vectors) // 4))
+            centres = cluster_centres(vectors, count)
             cluster = np.empty(len(vectors), np.int32)
             for start, block in vectors.blocks():
                 cluster[start : start + len(block)] = (block @ centres.T).argmax(axis=1)
@@ -138,23 +138,6 @@ def make_index(
             made.rename(folder / INDEX_FOLDER)
         finally:
             shutil.rmtree(made, ignore_errors=True)
-
-
-def _centres(vectors: StoredVectors) -> Vector:
-    """Return the middles of the clusters."""
-    try:
-        import faiss
-    except ModuleNotFoundError as error:
-        raise missing_library_error(error) from error
-    count = max(1, min(int(len(vectors) ** 0.5), len(vectors) // 4))
-    chance = np.random.default_rng(1)
-    sample = chance.choice(len(vectors), min(len(vectors), _SAMPLE * count), replace=False)
-    means = faiss.Kmeans(
-        vectors.width, count, niter=_ROUNDS, spherical=True, seed=1,
-        max_points_per_centroid=_SAMPLE, min_points_per_centroid=1,
-    )  # fmt: skip
-    means.train(vectors.take(np.sort(sample)))
-    return np.asarray(means.centroids, np.float32)
 
 
 def _write_codes(made: Path, vectors: StoredVectors, rows: NDArray[np.int64]) -> None:

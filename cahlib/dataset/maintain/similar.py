@@ -144,15 +144,12 @@ def _leaders(block: Matrix, threshold: float) -> tuple[Rows, NDArray[np.float32]
     return found, cosine
 
 
-def _nearest_clusters(vectors: StoredVectors, exact: int) -> NDArray[np.int32]:
-    """Return the clusters around each embedding, the nearest first: shape (embeddings, n)."""
-    if len(vectors) <= exact:
-        return np.zeros((len(vectors), 1), np.int32)
+def cluster_centres(vectors: StoredVectors, count: int) -> NDArray[np.float32]:
+    """Return the centres of so many clusters of the embeddings; raise ConfigError without faiss."""
     try:
         import faiss
     except ModuleNotFoundError as error:
         raise missing_library_error(error) from error
-    count = int(2 * len(vectors) ** 0.5)
     chance = np.random.default_rng(1)
     sample = chance.choice(len(vectors), min(len(vectors), _SAMPLE * count), replace=False)
     means = faiss.Kmeans(
@@ -160,7 +157,14 @@ def _nearest_clusters(vectors: StoredVectors, exact: int) -> NDArray[np.int32]:
         max_points_per_centroid=_SAMPLE, min_points_per_centroid=1,
     )  # fmt: skip
     means.train(vectors.take(np.sort(sample)))
-    centres = np.asarray(means.centroids, np.float32)
+    return np.asarray(means.centroids, np.float32)
+
+
+def _nearest_clusters(vectors: StoredVectors, exact: int) -> NDArray[np.int32]:
+    """Return the clusters around each embedding, the nearest first: shape (embeddings, n)."""
+    if len(vectors) <= exact:
+        return np.zeros((len(vectors), 1), np.int32)
+    centres = cluster_centres(vectors, count := int(2 * len(vectors) ** 0.5))
     around = min(_AROUND, count)
     near = np.empty((len(vectors), around), np.int32)
     for start, block in vectors.blocks(_BLOCK):
