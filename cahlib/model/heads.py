@@ -26,8 +26,6 @@ from typing import Any, Literal, Protocol
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from cahlib.core.errors import ConfigError
 from cahlib.core.path_map import expand_home
@@ -159,6 +157,10 @@ def _card_for(path: Path, model: str) -> _Card:
 
 def _layers(path: Path) -> tuple[tuple[Floats, Floats], ...]:
     """Return the layers of a file in the order of their numbers; a missing bias is 0."""
+    # here: a run without a judge has no such library
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
     try:
         tensors = load_file(path)
     except OSError as error:

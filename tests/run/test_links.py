@@ -12,7 +12,7 @@ import pytest
 from cahlib import demo
 from cahlib.commands import cli
 from cahlib.core.config import Job, replace_settings
-from cahlib.core.errors import ConfigError
+from cahlib.core.errors import EXTRAS, ConfigError
 from cahlib.core.records import Stage
 from cahlib.dataset.maintain.purge import PurgeLists, purge
 from cahlib.dataset.maintain.verify import verify
@@ -150,12 +150,12 @@ def test_a_run_of_tables_goes_on_and_refuses_what_changed(web, tmp_path):
 
 
 def test_links_alone_are_downloaded_without_a_model_and_without_torch(web, tmp_path):
-    """In a process that cannot import torch; img2dataset's list of links, a line each."""
+    """In a process that cannot import what `[gpu]` adds; img2dataset's list of links."""
     listed = tmp_path / "urls.txt"
     listed.write_text("".join(f"{row['url']}\n" for row in tables.rows(12)))
     folder = tmp_path / "set"
     script = (
-        "import sys; sys.modules.update(dict.fromkeys(('torch', 'open_clip', 'torchvision')));"
+        f"import sys; sys.modules.update(dict.fromkeys({EXTRAS['gpu'] - EXTRAS['data']}));"
         "from pathlib import Path; from cahlib.core.config import Job;"
         "from cahlib.run.pipeline import run;"
         "from tests.world import small;"
@@ -172,7 +172,8 @@ def test_links_alone_are_downloaded_without_a_model_and_without_torch(web, tmp_p
     }
     assert not (folder / "img_emb").exists() or not list((folder / "img_emb").iterdir())
     assert "judged by no model" in (folder / "report.html").read_text()
-    assert "tables of links, found by cahlib. No model" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "tables of links, found by cahlib. No model" in card and "commoncrawl" not in card
     assert "  judged by no model" in list(summary_lines(folder))
     with pytest.raises(ConfigError, match=r"no column of captions \(1\); name it with --text-col"):
         run(job(web, tmp_path / "other", listed), scraping=small.scraping)

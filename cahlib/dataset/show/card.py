@@ -81,9 +81,10 @@ def _front(found: Summary, name: str, languages: list[str]) -> str:
     # quoted: Norwegian's "no" means false in YAML
     codes = "".join(f'\n- "{code}"' for code in languages if code.isalpha() and len(code) < 4)
     language = f"language:{codes}\n" if codes and languages != ["all"] else ""
+    crawl = f"license: other\nlicense_name: {_LICENCE}\nlicense_link: {_TERMS}\n"
+    licence = crawl if _is_crawl(found) else ""
     return (
-        f"---\npretty_name: {json.dumps(name)}\nlicense: other\n"
-        f"license_name: {_LICENCE}\nlicense_link: {_TERMS}\n{language}"
+        f"---\npretty_name: {json.dumps(name)}\n{licence}{language}"
         f"size_categories:\n- {size}\n"
         "task_categories:\n- image-to-text\n- text-to-image\n- zero-shot-image-classification\n"
         "configs:\n- config_name: default\n  data_files: metadata/*.parquet\n---\n"
@@ -97,16 +98,22 @@ def _lost(found: Summary) -> Iterator[tuple[str, ...]]:
             yield stage.value, f"{number:,}", percentage(number, entered), reason.phrase
 
 
+def _is_crawl(found: Summary) -> bool:
+    return "Common Crawl" in found.source
+
+
 def _rights(found: Summary, job_values: Mapping[str, Any]) -> Iterator[str]:
     contact = str(job_values.get("contact") or "")
     yield "## Rights and care\n"
+    terms = "The tables of links have terms of their own."
+    if _is_crawl(found):
+        terms = f"The crawl's own data is Common Crawl's, under its [terms of use]({_TERMS})."
     yield (
         "The images and texts belong to their owners; the column LICENSE has the licence that a "
-        "page links to, as a hint and not as an assurance. The crawl's own data is Common "
-        f"Crawl's, under its [terms of use]({_TERMS}). The people depicted were not asked for "
-        "consent. The dataset is meant for research. Its content is not curated: the column NSFW "
-        "is a model's guess, by prompts of cahlib's or the run's own wording, not LAION's, and "
-        "wrong or harmful content may be included.\n"
+        f"page links to, as a hint and not as an assurance. {terms} The people depicted were not "
+        "asked for consent. The dataset is meant for research. Its content is not curated: the "
+        "column NSFW is a model's guess, by prompts of cahlib's or the run's own wording, not "
+        "LAION's, and wrong or harmful content may be included.\n"
     )
     yield (
         f"Left out because their owners opted out in a machine-readable form: "
