@@ -169,6 +169,19 @@ def test_what_is_purged_goes_out_of_the_new_files_too(folder, tmp_path):
     assert len(read_manifest(folder, "s-0").added) == 1
 
 
+def test_what_was_scored_can_be_chosen_by(folder, tmp_path, capsys):
+    pytest.importorskip("duckdb", reason="choosing needs: pip install 'cahlib[select]'")
+    rows, into = table(folder).to_pylist(), tmp_path / "chosen"
+    least = sorted(row[COLUMN] for row in rows)[7]
+    where = f"{COLUMN} >= {least!r}"
+    assert main(["select", str(folder), "--where", where, "--into", str(into)]) == 0
+    stays = [row[COLUMN] >= least for row in rows]
+    assert table(into).to_pylist() == [row for row, kept in zip(rows, stays, strict=True) if kept]
+    for path in VECTORS:
+        assert np.array_equal(np.load(into / path), np.load(folder / path)[stays])
+    assert list(verify(into)) == []
+
+
 def test_a_shard_that_loses_all_pairs_loses_its_vectors(folder, tmp_path):
     uids = "".join(f"{uid}\n" for uid in table(folder)["uid"].to_pylist())
     (tmp_path / "uids").write_text(uids)
