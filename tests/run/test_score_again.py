@@ -170,7 +170,7 @@ def test_what_is_purged_goes_out_of_the_new_files_too(folder, tmp_path):
 
 
 def test_what_was_scored_can_be_chosen_by(folder, tmp_path, capsys):
-    pytest.importorskip("duckdb", reason="choosing needs: pip install 'cahlib[select]'")
+    pytest.importorskip("duckdb", reason="choosing needs: pip install 'cahlib[query]'")
     rows, into = table(folder).to_pylist(), tmp_path / "chosen"
     least = sorted(row[COLUMN] for row in rows)[7]
     where = f"{COLUMN} >= {least!r}"
