@@ -71,9 +71,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--per", default="", metavar="COLUMN", help="apply --top to each value of this column"
     )
-    parser.add_argument(
-        "--into", default="", metavar="FOLDER|URL", help="write what stays into a new dataset"
-    )
+    parser.add_argument("--into", metavar="FOLDER|URL", help="write what stays into a new dataset")
     parser.add_argument(
         "--page", default="", metavar="FILE",
         help="page with pictures from both sides of the cut [DATASET-selection.html]",
@@ -84,11 +82,13 @@ def add(commands: Any) -> None:
 
 
 def _select(chosen: argparse.Namespace) -> int:
-    if chosen.into and chosen.apply:
+    if chosen.into is not None and chosen.apply:
         raise ConfigError("select: give --into or --apply, not both.")
     if not (chosen.where or chosen.rule or chosen.top or _caps(chosen)):
         raise MissingSetting("select: give a rule with --where, --rule, --top or --max-per.")
-    result = _applied(chosen) if chosen.apply else _copied(chosen) if chosen.into else None
+    result = (
+        _applied(chosen) if chosen.apply else _copied(chosen) if chosen.into is not None else None
+    )
     if result is None:
         result = _reported(chosen)
     if chosen.json:
@@ -301,6 +301,7 @@ def _print(
         if counts:
             print(f"{_HEADINGS[name]}: stay, of")
             for each in counts[:_GROUPS]:
-                print(f"  {each.stay:>12,}  {each.pairs:>12,}  {each.name or '(none)'}")
+                name = "".join(c if c.isprintable() else "\ufffd" for c in each.name)
+                print(f"  {each.stay:>12,}  {each.pairs:>12,}  {name or '(none)'}")
             if len(counts) > _GROUPS:
                 print(f"  … and {len(counts) - _GROUPS:,} more")

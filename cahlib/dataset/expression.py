@@ -59,7 +59,7 @@ _NUMBERS = {
 _UNPRINTABLE = re.compile(r"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 #: Characters of an expression: people write no longer ones.
-_LONGEST = 20_000
+_LONGEST = 100_000
 
 
 class Evaluator:

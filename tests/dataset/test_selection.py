@@ -242,7 +242,9 @@ def test_a_copy_keeps_the_job_of_its_run(dataset, tmp_path):
         (["--where", "true", "--apply", "--into", "new"], "--into or --apply, not both"),
         (["--where", "true", "--into", "."], "has files already"),
         (["--where", "true", "--into", "dataset"], "is the dataset itself"),
-        (["--where", "true", "--into", "dataset/README.md"], "is not a folder"),
+        (["--where", "true", "--into", "dataset/new"], "is inside the dataset"),
+        (["--where", "true", "--into", "file"], "is not a folder"),
+        (["--where", "true", "--into", ""], "into: give a folder or a URL"),
         (["--where", "true", "--into", "nosuch://x/y"], "cannot be used"),
     ],
 )
@@ -250,6 +252,7 @@ def test_mistakes_are_said_in_one_sentence(
     dataset, tmp_path, monkeypatch, capsys, arguments, sentence
 ):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     before = sorted(tmp_path.rglob("*"))
     try:
         code = main(["select", "dataset", *arguments, "-q"])

@@ -128,8 +128,9 @@ def apply_plan(folder: Path, plan: SelectionPlan) -> Iterator[ShardChange]:
 
     Raise as `rewrite_shards` does.
     """
+    changes = rewrite_shards(folder, plan.why())  # checks that it can, before a plan is kept
     _store(folder, plan)
-    for change in rewrite_shards(folder, plan.why()):
+    for change in changes:
         note_change(folder, _SELECT, change, {"rule": plan.rule})
         yield change
     _finish(folder, replace(plan, dataset=dataset_digest(folder)))
@@ -145,10 +146,14 @@ def find_new_plan(source: str, into: str, rule: SelectionRule) -> SelectionPlan 
 
     Raise ConfigError if something else is there, or it cannot be written.
     """
+    if not into.strip():
+        raise ConfigError("into: give a folder or a URL.")
     output = Output(output=into)
     folder, here = output.folder, files_at(source).folder
     if here and folder.resolve() == here.resolve():
         raise ConfigError(f"into: {into} is the dataset itself; --apply changes that.")
+    if here and folder.resolve().is_relative_to(here.resolve()):
+        raise ConfigError(f"into: {into} is inside the dataset; choose a folder beside it.")
     if output.url:
         check_destination(output.url, folder)
     if folder.exists() and not folder.is_dir():
