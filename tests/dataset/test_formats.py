@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 
 import pytest
 from hypothesis import example, given
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.storage.hashed_file import HashedFile
 from cahlib.dataset.write.columns import sample_id
+from cahlib.dataset.write.formats import tar_header
 from cahlib.dataset.write.tfrecord import (
     DamagedRecord,
     encode_example,
@@ -28,6 +30,14 @@ _VALUES = st.dictionaries(
     st.binary(max_size=300) | st.integers(0, 2**63 - 1),
     max_size=6,
 )
+
+
+@pytest.mark.parametrize("name", [f"{'a' * 32}.jpg", "b" * 100, f"{'c' * 60}/{'d' * 90}", "ü.jpg"])
+def test_a_tar_has_the_headers_that_tarfile_makes(name):
+    for size in (0, 1, 8**10 + 511, 8**11 - 1):
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = size, 0o444
+        assert tar_header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
 
 
 @given(st.lists(_VALUES, max_size=5))
