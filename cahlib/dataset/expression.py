@@ -65,11 +65,11 @@ _LONGEST = 100_000
 class Evaluator:
     """Evaluates expressions on tables that have some or all of ``columns``; thread-safe.
 
-    ``seconds`` limits each evaluation.
+    ``seconds`` limits each evaluation, and may be changed.
     """
 
     def __init__(self, columns: Mapping[str, pa.DataType], *, seconds: float | None = None) -> None:
-        self._columns, self._seconds, self._lock = columns, seconds, threading.Lock()
+        self._columns, self.seconds, self._lock = columns, seconds, threading.Lock()
         self._by_lower = {name.lower(): name for name in columns}
         self._duckdb = duckdb.connect(":memory:", config=_SETTINGS)
         kinds = self._duckdb.execute(
@@ -175,16 +175,16 @@ class Evaluator:
     @contextmanager
     def _errors(self, option: str, expression: str) -> Iterator[None]:
         """Turn DuckDB's errors into ConfigError, and interrupt it when its time is over."""
-        timer = threading.Timer(self._seconds, self._duckdb.interrupt) if self._seconds else None
+        timer = threading.Timer(self.seconds, self._duckdb.interrupt) if self.seconds else None
         if timer:
             timer.start()
         try:
             yield
         except duckdb.InterruptException as error:
-            if self._seconds is None:
+            if self.seconds is None:
                 raise KeyboardInterrupt from error
             raise ConfigError(
-                f"{option}: {shortened(expression)} takes more than {self._seconds:g} s; give a "
+                f"{option}: {shortened(expression)} takes more than {self.seconds:g} s; give a "
                 "simpler expression."
             ) from error
         except duckdb.OutOfMemoryException as error:
