@@ -17,7 +17,7 @@ from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.lock import is_locked
 from cahlib.core.records import Shard, Stats
 from cahlib.dataset.checksummed_json import decode_checksummed, encode_checksummed
-from cahlib.dataset.layout import MANIFESTS
+from cahlib.dataset.layout import MANIFESTS, part_path
 from cahlib.dataset.storage.files import DatasetFiles, files_at
 from cahlib.dataset.storage.hashed_file import FileRecord
 
@@ -108,6 +108,11 @@ def manifest_path(shard: str) -> str:
 def tar_path(manifest: ShardManifest) -> str | None:
     """Return the path of a shard's tar, named by shard or number; None if it has none."""
     return next((path for path in manifest.files if _TAR.fullmatch(path)), None)
+
+
+def has_outcomes(manifest: ShardManifest) -> bool:
+    """Return whether a shard has its outcomes; one without candidates has no file either."""
+    return part_path("outcomes", manifest.shard.id) in manifest.files
 
 
 def encode_manifest(manifest: ShardManifest) -> bytes:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from cahlib.core.records import ERASED_REASONS as ERASED_REASONS
 from cahlib.core.records import Candidate
 from cahlib.dataset.layout import part_path
-from cahlib.dataset.manifest import ShardManifest
+from cahlib.dataset.manifest import ShardManifest, has_outcomes
 from cahlib.dataset.storage.files import files_at
 
 #: The reason of candidates that are pairs of the dataset; the others have a `DropReason`'s value.
@@ -78,11 +78,6 @@ def outcome_schema(scores: Sequence[str] = ()) -> pa.Schema:
     """Return the schema, with a column for each score after the columns that all have."""
     own = [(each.name, each.type) for each in OUTCOME_COLUMNS]
     return pa.schema([*own, *((name, pa.float32()) for name in scores)])
-
-
-def has_outcomes(manifest: ShardManifest) -> bool:
-    """Return whether a shard has its outcomes; one without candidates has no file either."""
-    return part_path("outcomes", manifest.shard.id) in manifest.files
 
 
 def read_outcomes(

@@ -27,8 +27,14 @@ from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.failed_links import write_failed_links
 from cahlib.crawl.tables.slices import Slices
 from cahlib.dataset.inventory import Inventory
-from cahlib.dataset.manifest import ShardManifest, no_dataset_error, read_manifest, read_manifests
-from cahlib.dataset.outcomes import has_outcomes, read_outcomes, restore_candidate
+from cahlib.dataset.manifest import (
+    ShardManifest,
+    has_outcomes,
+    no_dataset_error,
+    read_manifest,
+    read_manifests,
+)
+from cahlib.dataset.outcomes import read_outcomes, restore_candidate
 from cahlib.parcel.metadata import INVALID_JSON
 
 #: Where a dataset's folder has the plan of a retry that is not done.

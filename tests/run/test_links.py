@@ -44,10 +44,14 @@ def metadata(folder, *columns):
 
 
 def content(folder):
-    """All metadata of a dataset by links, and what became of each shard's rows."""
+    """All metadata of a dataset by links, and what became of each shard's rows, and of each row."""
     told = {each.shard.id: each.funnel for each in read_manifests(folder)}
     rows = pq.read_table(folder / "metadata").to_pylist()
-    return {row["URL"]: row for row in rows}, told
+    outcomes = {
+        path.name: pq.read_table(path).drop_columns("ms").to_pylist()
+        for path in (folder / "outcomes").iterdir()
+    }
+    return {row["URL"]: row for row in rows}, told, outcomes
 
 
 @pytest.fixture
@@ -67,7 +71,7 @@ def test_tables_of_the_field_give_the_same_dataset_here_and_through_a_tracker(we
         assert (outcome.shards.done, outcome.shards.failed) == (3, 0)
         assert outcome.stats.entered[Stage.READ] == 25
         assert list(verify(folder)) == []
-        rows, _ = content(folder)
+        rows, *_ = content(folder)
         pages = {row["page"].partition("#")[2] for row in rows.values()}
         assert pages == {f"row={number}" for number in range(1, 26)}
         found |= rows

@@ -26,10 +26,11 @@ from cahlib.dataset.maintain.verify_shard import check_file
 from cahlib.dataset.manifest import (
     GalleryItem,
     ShardManifest,
+    has_outcomes,
     read_manifests,
     require_dataset,
 )
-from cahlib.dataset.outcomes import KEPT, has_outcomes, read_outcomes
+from cahlib.dataset.outcomes import KEPT, read_outcomes
 from cahlib.dataset.read_pairs import DAMAGE, extras_of, read_pairs, read_table
 from cahlib.dataset.storage.files import files_at
 from cahlib.dataset.storage.hashed_file import HashedFile

@@ -67,6 +67,11 @@ def _parts(found: Summary, name: str, job_values: Mapping[str, Any]) -> Iterator
         "The key `uid` (hex md5 of URL and text) is the same in all files, and all files of a "
         "shard have its rows in the same order. `cah verify .` checks the files.\n"
     )
+    if found.outcomes:
+        yield (
+            "What became of every candidate, kept or dropped, is in outcomes/; `cah why . URL` "
+            "tells it of one.\n"
+        )
     yield "## Settings\n"
     yield _table(("setting", "value"), published_settings(job_values))
     yield _table(("software", "version"), sorted(found.versions.items()))

@@ -24,12 +24,13 @@ from cahlib.core.records import ERASED_REASONS, DropReason, Stage
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.manifest import (
     ShardManifest,
+    has_outcomes,
     no_dataset_error,
     read_manifests,
     tar_path,
 )
 from cahlib.dataset.metadata import read_metadata
-from cahlib.dataset.outcomes import KEPT, has_outcomes, read_outcomes
+from cahlib.dataset.outcomes import KEPT, read_outcomes
 from cahlib.dataset.storage.files import files_at
 
 #: Matches with all that is known of them, and those of each reason if there are more.

@@ -12,7 +12,12 @@ from cahlib.core.config import NO_MODEL, settings
 from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.core.table_rows import ExtraColumn, parse_rows_url
 from cahlib.core.wording import plural
-from cahlib.dataset.manifest import ShardManifest, no_dataset_error, read_manifests
+from cahlib.dataset.manifest import (
+    ShardManifest,
+    has_outcomes,
+    no_dataset_error,
+    read_manifests,
+)
 from cahlib.dataset.show.samples import GallerySamples
 from cahlib.dataset.tar_index import tar_size
 
@@ -49,6 +54,7 @@ class Summary:
     samples: GallerySamples
     optouts: int
     overruled: int  #: opt-outs that were recorded and not obeyed
+    outcomes: int  #: shards that have the outcomes of their candidates
     work: tuple[ShardTimes, ...]
     models: tuple[tuple[str, float], ...]  #: with their thresholds; one, unless folders were merged
     forms: tuple[str, ...]
@@ -109,7 +115,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
     cut, sizes, scores = dict[str, int](), dict[str, int](), dict[str, None]()
     added = dict[str, str]()
     extras, sources = dict[ExtraColumn, None](), dict[str, None]()
-    size = optouts = overruled = 0
+    size = optouts = overruled = outcomes = 0
     similarity = 0.0
     for each in manifests:
         stats += each.stats
@@ -127,6 +133,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
         size += sum(stored.size for stored in each.files.values())
         optouts += each.optouts
         overruled += each.overruled
+        outcomes += has_outcomes(each)
         cut |= {each.shard.url: each.cut} if each.cut else {}
         similarity += each.similarity * each.rows
         sizes |= tar_size(each)
@@ -148,6 +155,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
         samples=samples,
         optouts=optouts,
         overruled=overruled,
+        outcomes=outcomes,
         work=tuple(work),
         models=tuple(models),
         forms=tuple(forms),
@@ -176,6 +184,7 @@ def summary_lines(place: str | Path) -> Iterator[str]:
     yield f"  besides metadata: {', '.join(found.forms) or 'nothing'}"
     yield from (f"  {each}" for each in found.warnings())
     yield f"  opt-outs, with evidence: {found.optouts:,}"
+    yield f"  outcomes of every candidate: in {found.outcomes:,} of {plural(found.shards, 'shard')}"
     for stage in Stage:
         entered, left = found.stats.entered[stage], found.stats.left[stage]
         yield f"{stage.value}: {entered:,} {stage.takes} in, {left:,} {stage.gives} out"
@@ -208,6 +217,7 @@ def summary_json(place: str | Path) -> dict[str, Any]:
         "mean_similarity": found.similarity,
         "forms": list(found.forms),
         "opt_outs": found.optouts,
+        "outcomes": found.outcomes,
         "stages": stages,
         "domains": dict(found.domains),
         "warnings": found.warnings(),
