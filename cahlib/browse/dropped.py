@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import DropReason, Stage
-from cahlib.dataset.manifest import ShardManifest
-from cahlib.dataset.outcomes import has_outcomes, read_outcomes
+from cahlib.dataset.manifest import ShardManifest, has_outcomes
+from cahlib.dataset.outcomes import read_outcomes
 
 #: What is shown of a candidate.
 _SHOWN = ("reason", "url", "text", "page", "status", "similarity", "nsfw", "language")
