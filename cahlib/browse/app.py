@@ -12,6 +12,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlencode
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -147,7 +148,7 @@ class Browser:
 def create_browse_app(browser: Browser, guard: Guard) -> web.Application:
     """Return the application; its routes work in threads, so that none waits for another."""
     app = web.Application(middlewares=[guard.middleware(), _errors], client_max_size=_LARGEST)
-    routes = _Routes(browser)
+    routes = _Routes(browser, guard)
     app.add_routes(
         [
             web.get("/", routes.index),
@@ -171,11 +172,16 @@ def create_browse_app(browser: Browser, guard: Guard) -> web.Application:
 
 
 class _Routes:
-    def __init__(self, browser: Browser) -> None:
+    def __init__(self, browser: Browser, guard: Guard) -> None:
         self._browser = browser
+        self._framed = guard.token if guard.framed else ""
 
     async def index(self, request: web.Request) -> web.Response:
-        text = _template().render(name=self._browser.name, pairs=len(self._browser.dataset))
+        # in a frame there may be no cookie
+        query = f"?{urlencode({'token': self._framed})}" if self._framed else ""
+        text = _template().render(
+            name=self._browser.name, pairs=len(self._browser.dataset), query=query
+        )
         return web.Response(text=text, content_type="text/html")
 
     async def site(self, request: web.Request) -> web.Response:

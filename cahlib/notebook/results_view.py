@@ -20,6 +20,7 @@ from IPython.display import HTML, FileLink, display
 
 from cahlib.core.atomic import new_file
 from cahlib.core.errors import CahError, RunError
+from cahlib.notebook.dataset_view import DatasetView
 from cahlib.notebook.inputs import accept_messages
 from cahlib.notebook.panel import Panel
 
@@ -65,16 +66,27 @@ class Results:
             placeholder="s3://…, gdrive://…, file:///content/drive/MyDrive/…",
             layout=widgets.Layout(width="26em"),
         )
+        self.dataset = DatasetView(lambda: self.folder, desk.place.name)
+        self.look = widgets.Button(description="Look through it")
+        self.look.on_click(lambda _: self._beside(self._alone(self.dataset.open)))
         self.pack = widgets.Button(description="Make a zip")
         self.copy = widgets.Button(description="Copy to this URL")
         self.pack.on_click(lambda _: self._beside(self._alone(self._zip)))
         self.copy.on_click(lambda _: self._beside(self._alone(self._upload)))
         self._taking = widgets.HBox(
-            [self.pack, self.url, self.copy], layout=widgets.Layout(flex_flow="row wrap")
+            [self.look, self.pack, self.url, self.copy], layout=widgets.Layout(flex_flow="row wrap")
         )
         link: list[Any] = [self._link] if self._link else []
         self.box = widgets.VBox(
-            [self.servers, self.about, self._taking, self.message, *link, self.report]
+            [
+                self.servers,
+                self.about,
+                self._taking,
+                self.message,
+                *link,
+                self.dataset.box,
+                self.report,
+            ]
         )
         if desk.place.widgets:
             accept_messages(self.box)

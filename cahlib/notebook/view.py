@@ -144,7 +144,7 @@ def gallery_html(live: Mapping[str, Any], *, clear: bool) -> str:
     latest = live.get("latest") or ()
     parts = []
     for title, kept in (("Kept last", True), ("Dropped last", False)):
-        if figures := "".join(_figure(each, clear) for each in latest if each["kept"] is kept):
+        if figures := "".join(figure_html(each, clear) for each in latest if each["kept"] is kept):
             parts.append(f'<h4>{title}</h4><div class="pairs">{figures}</div>')
     return _cah("".join(parts)) if parts else ""
 
@@ -236,7 +236,8 @@ def _node(node: Mapping[str, Any]) -> str:
     return f'<tr>{short}</tr><tr><td class="line" colspan="{len(_COLUMNS) + 1}">{line}</td></tr>'
 
 
-def _figure(pair: Mapping[str, Any], clear: bool) -> str:
+def figure_html(pair: Mapping[str, Any], clear: bool) -> str:
+    """Return a pair with its picture; an unsafe one is blurred unless ``clear``."""
     unsafe = pair["nsfw"] != "UNLIKELY"
     jpeg = pair["clear"] if unsafe and clear else pair["jpeg"]
     tag = f" {escape(pair['nsfw'])}{'' if clear else ', blurred'}" if unsafe else ""

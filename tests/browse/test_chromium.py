@@ -1,6 +1,8 @@
 """The page in a real browser, clicked through, on the demo's dataset and on a hostile one."""
 
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -156,3 +158,40 @@ def test_the_page_suits_each_window_and_everybody(chromium, page, scheme, width)
     found += axe.Axe().run(on).response["violations"]
     assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
     assert window.wrong == []
+
+
+def test_a_notebook_shows_the_page_in_a_frame(chromium, serve, dataset):
+    """The notebook is another site, so that the page's cookie is not sent."""
+    page = serve(dataset, framed=True)
+    html = f'<!doctype html><title>n</title><iframe src="{page.address}" width=900 height=700>'
+
+    class Notebook(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(html.encode())
+
+        def log_message(self, *words):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Notebook) as notebook:
+        thread = threading.Thread(target=notebook.serve_forever)
+        thread.start()
+        try:
+            tab = chromium.new_context().new_page()
+            tab.set_default_timeout(LIMIT * 1000)
+            wrong = []
+            tab.on("console", lambda message: wrong.append(message.text))
+            tab.goto(f"http://localhost:{notebook.server_port}/")
+            frame = tab.frame_locator("iframe")
+            frame.locator("#pairs > li").nth(47).wait_for()
+            image = frame.locator("#pairs img").first
+            image.evaluate("each => each.decode()")
+            frame.locator("#pairs > li").nth(1).get_by_role("button", name="Mark").click()
+            frame.locator("li.marked").wait_for()
+            assert "token" in frame.locator("#purge-list").get_attribute("href") or wrong
+            assert wrong == []
+        finally:
+            notebook.shutdown()
+            thread.join()

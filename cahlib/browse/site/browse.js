@@ -271,6 +271,7 @@ async function begin() {
   const notices = [...about.notices, ...(about.words ? [about.words] : [])];
   by("notices").replaceChildren(...notices.map(textContent => make("p", {className: "notice", textContent})));
   for (const each of [by("words"), by("picture"), by("search").querySelector("button")]) each.disabled = Boolean(about.words);
+  if (token) for (const each of document.querySelectorAll("a[download]")) each.search = new URLSearchParams({token});
   showMarks(about);
 }
 
