@@ -29,6 +29,7 @@ from cahlib.dataset.maintain.add_scores import (
     DamagedShard,
     add_scores,
     require_free_columns,
+    require_undamaged,
     require_whole,
     shards_here,
     unless_damaged,
@@ -70,6 +71,7 @@ def score_dataset(folder: Path, judge: Judge, *, embeddings: bool = False) -> It
     left as they are, and the RunError about them is raised at the end. Raise ConfigError if there
     is no dataset with images, it is in use, or has scores of another model of this name.
     """
+    damaged: list[DamagedShard] = []
     with change_dataset(folder):
         check_model_files(judge)
         scoring = _Scoring(folder, judge, embeddings=embeddings)
@@ -82,7 +84,8 @@ def score_dataset(folder: Path, judge: Judge, *, embeddings: bool = False) -> It
         clip = load_clip(judge)
         with Pipeline() as ahead:
             opened = ahead.prefetch(scoring.opened(waiting), 1)
-            yield from unless_damaged(opened, lambda each: scoring.score(*each, clip))
+            yield from unless_damaged(opened, lambda each: scoring.score(*each, clip), damaged)
+    require_undamaged(damaged)
 
 
 class _Scoring:

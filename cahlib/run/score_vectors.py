@@ -26,6 +26,7 @@ from cahlib.dataset.maintain.add_scores import (
     DamagedShard,
     add_scores,
     require_free_columns,
+    require_undamaged,
     require_whole,
     shards_here,
     unless_damaged,
@@ -53,7 +54,7 @@ def score_by_prompts(folder: Path, path: str, judge: Judge) -> Iterator[ScoredSh
     The model is that of the dataset's own vectors, or a further one that it has vectors of. Yield
     and raise as `cahlib.run.score_again.score_dataset` does, and ConfigError for a bad file.
     """
-    sets = read_prompts(path)
+    sets, damaged = read_prompts(path), list[DamagedShard]()
     with change_dataset(folder):
         check_model_files(judge)
         model, digest = find_source(judge).name, model_digest(*judge.chosen()[:2])
@@ -82,7 +83,8 @@ def score_by_prompts(folder: Path, path: str, judge: Judge) -> Iterator[ScoredSh
                 found |= dict(zip(others, shares.T, strict=True))
             return found
 
-        yield from waiting.scored(score)
+        yield from waiting.scored(score, damaged)
+    require_undamaged(damaged)
 
 
 def score_by_head(folder: Path, path: str) -> Iterator[ScoredShard]:
@@ -95,12 +97,14 @@ def score_by_head(folder: Path, path: str) -> Iterator[ScoredShard]:
     digest = settings_digest([setting], {"heads": portable_value(setting, (path,))})
     (column,) = score_columns(model, [name], layout=2).values()
     added = [AddedScores(model=model, columns=(column,), digest=digest)]
+    damaged: list[DamagedShard] = []
     with change_dataset(folder):
         waiting = _Waiting.find(folder, model, added)
         if not waiting.shards:
             return
         (head,) = load_heads((path,), _Backbone(name=model, dim=waiting.width()))
-        yield from waiting.scored(lambda vectors: {column: head.scores(vectors)})
+        yield from waiting.scored(lambda vectors: {column: head.scores(vectors)}, damaged)
+    require_undamaged(damaged)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,9 +156,9 @@ class _Waiting:
         require_whole(self.folder, manifest, path)
         return int(np.load(self.folder / path, mmap_mode="r").shape[1])
 
-    def scored(self, score: _Score) -> Iterator[ScoredShard]:
-        """Score each shard, and commit its scores."""
-        return unless_damaged(self.shards, lambda shard: self._scored(*shard, score))
+    def scored(self, score: _Score, damaged: list[DamagedShard]) -> Iterator[ScoredShard]:
+        """Score each shard, and commit its scores; add the errors of damaged ones to a list."""
+        return unless_damaged(self.shards, lambda shard: self._scored(*shard, score), damaged)
 
     def _scored(self, manifest: ShardManifest, path: str, score: _Score) -> ScoredShard:
         id = manifest.shard.id

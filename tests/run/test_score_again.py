@@ -12,14 +12,14 @@ pytest.importorskip("open_clip", reason="scoring needs: pip install 'cahlib[gpu]
 
 from cahlib.commands.cli import main
 from cahlib.core.atomic import TEMPORARY_SUFFIX
-from cahlib.core.config import Judge
+from cahlib.core.config import Job, Judge, replace_settings
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.lock import lock_dataset
 from cahlib.dataset.layout import PAGES
 from cahlib.dataset.maintain.purge import PurgeLists, purge
 from cahlib.dataset.maintain.repair import plan_repair, repair
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.manifest import read_manifest
+from cahlib.dataset.manifest import read_manifest, read_manifests
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.storage.upload import upload_shards
 from cahlib.dataset.write.shard_writer import recover_interrupted
@@ -312,6 +312,18 @@ def test_what_is_at_a_url_gets_the_new_files(scored, tmp_path):
     manifests = [read_manifest(folder, shard) for shard in ("s-0", "s-1", "s-2")]
     upload_shards(manifests, folder, there.as_uri())
     assert {*VECTORS} <= files(there).keys()
+    assert list(verify(there.as_uri())) == []
+
+
+def test_the_url_of_the_run_gets_what_was_scored_though_a_shard_is_damaged(model, tmp_path):
+    here, there = dataset(tmp_path / "here"), tmp_path / "there"
+    job = replace_settings(Job(), output=there.as_uri())
+    job.store(here / "run" / "job.json")
+    upload_shards([*read_manifests(here)], here, there.as_uri())
+    (here / "metadata/metadata_s-1.parquet").unlink()
+    with pytest.raises(RunError, match="1 shard could not be scored: shard s-1 is damaged"):
+        list(score_dataset(here, judge(model), embeddings=True))
+    assert COLUMN in table(there).column_names and {*VECTORS} <= files(there).keys()
     assert list(verify(there.as_uri())) == []
 
 

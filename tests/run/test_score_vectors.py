@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,8 +12,9 @@ from safetensors.numpy import save_file
 pytest.importorskip("open_clip", reason="prompts need: pip install 'cahlib[gpu]'")
 
 from cahlib.commands.cli import main
-from cahlib.core.config import Judge
+from cahlib.core.config import Job, Judge
 from cahlib.core.errors import ConfigError, RunError
+from cahlib.dataset.description import commit_shards, describe_job
 from cahlib.dataset.maintain.purge import PurgeLists, purge
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.show.pages import write_pages
@@ -88,6 +90,25 @@ def test_prompts_give_shares_of_the_softmax(folder, model, tmp_path):
     names = np.array(["sea", "x-ray", "other"])
     assert rows["topic"].to_pylist() == names[found.argmax(axis=1)].tolist()
     assert list(score_by_prompts(folder, path, judge(model))) == []
+
+
+def test_the_model_is_the_dataset_s_own_unless_another_is_named(model, tmp_path, capsys):
+    folder, path = tmp_path / "dataset", listed(tmp_path / "topics.json", TOPICS)
+    job = Job(judge=Judge(model=str(model), threshold=0.3))
+    world.write(folder, spec=replace(world.SPEC, model="tiny/random"))
+    commit_shards(folder, describe_job(job), ["s-0"])
+    assert main(["score", str(folder), "--prompts", path]) == 2  # a path is not in dataset.json
+    assert "name the model of the dataset's vectors" in capsys.readouterr().err
+    job.store(folder / "run" / "job.json")
+    assert main(["score", str(folder), "--prompts", path]) == 0
+    assert table(folder).column_names[-4:] == COLUMNS
+    imposter = models.write(tmp_path / "imposter", seed=1)
+    listed(tmp_path / "topics.json", {"topic": {"land": ["the land"], "sea": ["the sea"]}})
+    assert main(["score", str(folder), "--prompts", path, "--model", str(imposter)]) == 2
+    assert "another model called tiny/random" in capsys.readouterr().err
+    assert main(["score", str(folder), "--model", str(imposter)]) == 2
+    assert "another model called tiny/random" in capsys.readouterr().err
+    assert "topic_land" not in table(folder).column_names
 
 
 def test_changed_prompts_replace_their_own_columns_alone(folder, model, tmp_path):

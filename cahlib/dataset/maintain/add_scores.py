@@ -37,9 +37,10 @@ class DamagedShard(RunError):
     """A shard cannot be read, while others can."""
 
 
-def unless_damaged(items: Iterable[_T], score: Callable[[_T], _R]) -> Iterator[_R]:
-    """Yield the result of each item; at the end, raise RunError for the damaged shards."""
-    damaged = []
+def unless_damaged(
+    items: Iterable[_T], score: Callable[[_T], _R], damaged: list[DamagedShard]
+) -> Iterator[_R]:
+    """Yield the result of each item; add the errors of damaged shards to a list."""
     for each in items:
         try:
             result = score(each)
@@ -47,6 +48,10 @@ def unless_damaged(items: Iterable[_T], score: Callable[[_T], _R]) -> Iterator[_
             damaged.append(error)
         else:
             yield result
+
+
+def require_undamaged(damaged: Sequence[DamagedShard]) -> None:
+    """Raise RunError if there are damaged shards; what became of the others is kept by then."""
     if damaged:
         raise RunError(
             f"{plural(len(damaged), 'shard')} could not be scored: {damaged[0]} The others have "
