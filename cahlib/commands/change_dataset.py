@@ -66,7 +66,7 @@ def add(commands: Any) -> None:
     dedup.add_argument(
         "--against", action="append", default=[], metavar="FOLDER|FILE",
         help="find images that are like those of an evaluation set instead: a folder of images, a "
-        "list of perceptual hashes or, with --semantic, embeddings (.npy)",
+        "dataset, a list of perceptual hashes or, with --semantic, embeddings (.npy)",
     )  # fmt: skip
     dedup.add_argument("--apply", action="store_true", help="remove what was found")
     dedup.add_json()

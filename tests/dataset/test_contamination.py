@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -102,12 +103,28 @@ def test_a_list_of_hashes_does_as_well_and_sets_add_up(folder, images, made, tmp
     assert "2 of 8 images" in out and "3 bits: https://host6.example/6.jpg" in out
 
 
+def test_another_dataset_is_a_set_too(folder, made, tmp_path, capsys):
+    spec = replace(world.SPEC, model=find_source(JUDGE).name, threshold=-1)
+    world.write_these(tmp_path / "other", [made[3], made[7]], shard="o-0", spec=spec)
+    words = ["dedup", str(folder), "--against", str(tmp_path / "other")]
+    for more in [], ["--semantic", "0.99"]:
+        assert main([*words, *more]) == 0
+        out = capsys.readouterr().out
+        assert "2 of 8 images" in out and f"uid {made[3].image.candidate.uid}" in out
+    foreign = replace(world.SPEC, threshold=-1)
+    world.write_these(tmp_path / "foreign", made[3:4], shard="o-0", spec=foreign)
+    words = ["dedup", str(folder), "--against", str(tmp_path / "foreign"), "--semantic", "0.9"]
+    assert main(words) == 2
+    assert "embeddings of ViT-tiny/none, which cannot be compared" in capsys.readouterr().err
+
+
 def test_mistakes_are_said_in_one_sentence(folder, tmp_path, capsys):
     def given(name, data):
         (tmp_path / name).write_bytes(data)
         return str(tmp_path / name)
 
     (tmp_path / "none").mkdir()
+    os.mkfifo(tmp_path / "none" / "pipe.jpg")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_bytes(b"no picture")
     np.save(tmp_path / "narrow.npy", np.ones((3, 7), "f4"))
@@ -117,6 +134,8 @@ def test_mistakes_are_said_in_one_sentence(folder, tmp_path, capsys):
     for path, more, sentence in (
         (str(tmp_path / "gone"), [], "cannot be read as a list"),
         (str(tmp_path / "none"), [], "has no image file"),
+        ("", [], "give a folder or a file"),
+        (f"{folder}/../dataset", [], "is the dataset itself"),
         (str(tmp_path / "bad"), [], "none of the image files"),
         (given("empty", b""), [], "lists no perceptual hash"),
         (given("words", b"cat\n"), [], "line 1"),

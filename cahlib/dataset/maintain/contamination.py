@@ -1,7 +1,7 @@
 """Find images of a dataset that are in an evaluation set too, so that results on it stay fair.
 
-An evaluation set is a folder of images, a matrix of embeddings (.npy), or a list of perceptual
-hashes. Its images are compared by how they look and, on request, by what they mean.
+An evaluation set is a folder of images, another dataset, a matrix of embeddings (.npy), or a list
+of perceptual hashes. Its images are compared by how they look and, on request, by what they mean.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from cahlib.dataset.maintain.dedup import (
     vectors_of,
 )
 from cahlib.dataset.maintain.similar import ROUNDING, Rows
+from cahlib.dataset.manifest import is_dataset
 from cahlib.dataset.vectors import Matrix, StoredVectors, unit_rows
 from cahlib.image.perceptual_hash import looks_of_file, near_pairs, same_colours
 from cahlib.model.inputs import DECODE_ERRORS
@@ -74,7 +75,13 @@ def find_contaminated(
     vectors = None if threshold is None else vectors_of(table)
     given = EvaluationSet()
     for path in sets:
+        if path.strip() and Path(path).resolve() == Path(place).resolve():
+            raise ConfigError(f"against: {path} is the dataset itself; name an evaluation set.")
         _read_set(path, given, vectors)
+    if vectors is not None and not given.vectors:
+        raise ConfigError(
+            "against: a list of perceptual hashes has no meaning to compare; leave --semantic out."
+        )
     alike = _looking_alike(table, given, distance)
     if vectors is not None and threshold is not None:
         alike |= _meaning_the_same(vectors, given, threshold)
@@ -148,23 +155,38 @@ def _meaning_the_same(
 
 def _read_set(path: str, given: EvaluationSet, vectors: StoredVectors | None) -> None:
     """Add a set to those given."""
-    if Path(path).is_dir():
+    if not path.strip():
+        raise ConfigError("against: give a folder or a file.")
+    if Path(path).is_dir() and is_dataset(Path(path)):
+        _read_dataset(Path(path), given, vectors)
+    elif Path(path).is_dir():
         _read_folder(Path(path), given, vectors)
     elif path.endswith(".npy"):
         _read_matrix(path, given, vectors)
     else:
-        before = len(given.names)
-        for each in read_entries(path, "against", PERCEPTUAL_HASH):
-            given.names.append(each)
-            given.hashes.append(int(each, 16))
-            given.colours.append(0)
-        if len(given.names) == before:
+        listed = list(read_entries(path, "against", PERCEPTUAL_HASH))
+        if not listed:
             raise ConfigError(f"against: {path} lists no perceptual hash.")
-        if vectors is not None:
+        given.names += listed
+        given.hashes += [int(each, 16) for each in listed]
+        given.colours += [0] * len(listed)
+
+
+def _read_dataset(folder: Path, given: EvaluationSet, vectors: StoredVectors | None) -> None:
+    table = read_image_table(folder)
+    names = [f"{folder}, uid {each.ljust(16, bytes(1)).hex()}" for each in table.uids.tolist()]
+    given.names += names
+    given.hashes += table.hashes.tolist()
+    given.colours += table.colours.tolist()
+    if vectors is not None:
+        own = vectors_of(table)
+        if own.model != vectors.model:
             raise ConfigError(
-                f"against: {path} is a list of perceptual hashes, which have no meaning to "
-                "compare; leave --semantic out."
+                f"against: {folder} has embeddings of {own.model}, which cannot be compared with "
+                f"those of {vectors.model}; leave --semantic out."
             )
+        given.vector_names += names
+        given.vectors += [block for _, block in own.blocks()]
 
 
 def _read_matrix(path: str, given: EvaluationSet, vectors: StoredVectors | None) -> None:
@@ -189,7 +211,9 @@ def _read_matrix(path: str, given: EvaluationSet, vectors: StoredVectors | None)
 
 
 def _read_folder(folder: Path, given: EvaluationSet, vectors: StoredVectors | None) -> None:
-    files = sorted(each for each in folder.rglob("*") if each.suffix.lower() in _IMAGES)
+    files = sorted(
+        each for each in folder.rglob("*") if each.suffix.lower() in _IMAGES and each.is_file()
+    )
     if not files:
         raise ConfigError(
             f"against: {folder} has no image file ({', '.join(sorted(_IMAGES))}) in it."
