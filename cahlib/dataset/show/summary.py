@@ -10,6 +10,7 @@ from typing import Any
 
 from cahlib.core.config import NO_MODEL, settings
 from cahlib.core.records import DropReason, Stage, Stats
+from cahlib.core.retries import parse_retry
 from cahlib.core.table_rows import ExtraColumn, parse_rows_url
 from cahlib.core.wording import plural
 from cahlib.dataset.manifest import (
@@ -118,7 +119,7 @@ def summarize_manifests(manifests: Iterable[ShardManifest]) -> Summary:
     size = optouts = overruled = outcomes = 0
     similarity = 0.0
     for each in manifests:
-        stats += each.stats
+        stats += _counts(each)
         kept.update(each.kept)
         dropped.update(each.dropped)
         domains.update(each.domains)
@@ -251,6 +252,14 @@ def _text(value: Any) -> str:
         return f"{value:,}"
     text = "" if value is None else str(value)
     return PurePath(text).name if text.startswith(("/", "~", "./", "../")) else text
+
+
+def _counts(manifest: ShardManifest) -> Stats:
+    """Return a shard's stats; the links of a retry are those of an earlier attempt."""
+    stats = manifest.stats
+    if parse_retry(manifest.shard):
+        stats.entered[Stage.CHOOSE] = stats.left[Stage.CHOOSE] = 0
+    return stats
 
 
 def _work(manifest: ShardManifest) -> ShardTimes:
