@@ -216,3 +216,34 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_dataset(web, tmp_path)
 def test_what_needs_a_model_is_refused_without_one(settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
         Job.from_values({"no_judge": True, **settings})
+
+
+def test_what_caption_rules_drop_is_not_fetched_and_rules_hold_for_a_dataset(web, tmp_path):
+    table = tmp_path / "links.csv"
+    texts = ["A red fox", "A blue fox", "A red cow", "A red fox and a dog"]
+    lines = [f"http://example.com/{n}.jpg,{text}" for n, text in enumerate(texts)]
+    table.write_text("\n".join(["url,caption", *lines]))
+    wanted, unwanted = tmp_path / "wanted", tmp_path / "unwanted"
+    wanted.write_text("fox\ncat\n")
+    unwanted.write_text("dog\n")
+    rules = {
+        "caption_words": (str(wanted),), "caption_not": (str(unwanted),), "caption_regex": "^A red",
+        "languages": ("all",),
+    }  # fmt: skip
+    folder = tmp_path / "dataset"
+    ours = job(web, folder, table, **rules)
+    outcome = run(ours, scraping=small.scraping)
+    lost = {reason.value: n for reason, n in outcome.stats.dropped.items() if n}
+    assert lost == {"no_wanted_word": 1, "unwanted_word": 1, "other_pattern": 1}
+    assert {request.url.rpartition("/")[2] for request in web.requests} & {
+        "1.jpg",
+        "2.jpg",
+    } == set()
+    assert list(verify(folder)) == []
+    unwanted.write_text("dog\nwolf\n")
+    run(ours, scraping=small.scraping)  # it may grow
+    wanted.write_text("fox\n")
+    with pytest.raises(ConfigError, match="caption_words"):
+        run(ours, scraping=small.scraping)
+    with pytest.raises(ConfigError, match="not a valid pattern"):
+        run(replace_settings(ours, caption_regex="("), scraping=small.scraping)
