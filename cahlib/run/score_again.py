@@ -76,7 +76,8 @@ def score_dataset(folder: Path, judge: Judge, *, embeddings: bool = False) -> It
         check_model_files(judge)
         scoring = _Scoring(folder, judge, embeddings=embeddings)
         shards = shards_here(folder)
-        require_free_columns(shards, map(scoring.added, shards))
+        for each in shards:  # those of merged folders may have been judged by different models
+            require_free_columns([each], [scoring.added(each)])
         if not (waiting := [each for each in shards if scoring.is_open(each)]):
             return
         from cahlib.model.clip import load_clip

@@ -3,6 +3,7 @@
 import io
 import shutil
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,6 +26,7 @@ from cahlib.dataset.storage.upload import upload_shards
 from cahlib.dataset.write.shard_writer import recover_interrupted
 from cahlib.model.clip import Clip
 from cahlib.model.model_source import model_digest
+from cahlib.model.score_names import score_columns
 from cahlib.run.score_again import score_dataset
 from tests.world import judged as world
 from tests.world import models
@@ -144,6 +146,17 @@ def test_models_stand_side_by_side(folder, model, tmp_path):
     assert table(folder)[second].to_pylist() == pytest.approx(before)
     assert len(list((folder / "img_emb.other_random").iterdir())) == 2
     assert list(verify(folder)) == []
+
+
+def test_shards_that_the_model_has_judged_are_left_as_they_are(model, tmp_path):
+    scores = score_columns("tiny/random", ("similarity", "age minor"), layout=2)
+    own = replace(world.SPEC, model="tiny/random", scores=scores)
+    world.write(tmp_path, shard="s-0", spec=own)
+    world.write(tmp_path, first=100, shard="s-1")
+    before = table(tmp_path)
+    assert [each.shard for each in score_dataset(tmp_path, judge(model))] == ["s-1"]
+    assert table(tmp_path).equals(before)
+    assert COLUMN in table(tmp_path, "s-1").column_names
 
 
 def test_another_model_of_the_same_name_is_refused(folder, tmp_path):
