@@ -1,18 +1,67 @@
-"""The wait that an overloaded server requests; the caller decides what to do about it."""
+"""Retries within a deadline, and the wait that an overloaded server requests."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 #: Too many requests; not now. S3 says SlowDown by the second.
 _BUSY = (429, 503)
 
 #: The header RateLimit as Hugging Face sends it: "api";r=0;t=55
 _RESET = re.compile(r";\s*t\s*=\s*(\d{1,9})")
+
+
+def wait_until(
+    done: Callable[[], object],
+    *,
+    timeout: float,
+    pause: float,
+    sleep: Callable[[float], object] = time.sleep,
+) -> bool:
+    """Call ``done`` every ``pause`` seconds until it returns true; return False after a timeout."""
+    deadline = time.monotonic() + timeout
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        sleep(pause)
+    return True
+
+
+def retry(
+    call: Callable[[], _T],
+    *,
+    errors: type[Exception],
+    pauses: Iterable[float],
+    timeout: float = float("inf"),
+    passing: Callable[[Exception], bool] = lambda error: True,
+    sleep: Callable[[float], object] = time.sleep,
+) -> _T:
+    """Return the result of a call, repeated after each of the pauses while it raises an error.
+
+    The error is raised if it is not ``passing``, or if the pause would end after the timeout.
+    """
+    deadline = time.monotonic() + timeout
+    for pause in pauses:
+        try:
+            return call()
+        except errors as error:
+            if not passing(error) or time.monotonic() + pause > deadline:
+                raise
+        sleep(pause)
+    return call()
+
+
+def backoff(first: float, *, most: float) -> Iterator[float]:
+    """Yield pauses that double, up to the longest one."""
+    while True:
+        yield first
+        first = min(2 * first, most)
 
 
 def retry_after(header: str) -> float:

@@ -29,6 +29,7 @@ from distributed import Client
 from cahlib.core.background import BackgroundLoop, capture
 from cahlib.core.errors import MachineFault, RunError, ShardError
 from cahlib.core.records import Shard
+from cahlib.core.retry import wait_until
 from cahlib.engine import cluster, wire
 from cahlib.engine.cluster import ClusterAddress, WorkerState, is_worker_of
 from cahlib.engine.dispatch import RemoteJob, jobs_to_send, stuck_jobs, track_workers
@@ -149,14 +150,18 @@ class RemoteEngine:
 
     def await_nodes(self, nodes: Sequence[str], *, timeout: float) -> set[str]:
         """Wait until these nodes have workers; return the nodes that are still missing."""
-        deadline, missing = time.monotonic() + timeout, set(nodes)
-        while True:
+        missing = set(nodes)
+
+        def are_there() -> bool:
             with suppress(RunError):
                 names = [each.name for each in self.nodes()]
-                missing = {n for n in nodes if not any(is_worker_of(name, n) for name in names)}
-            if not missing or time.monotonic() > deadline:
-                return missing
-            time.sleep(0.2)
+                missing.intersection_update(
+                    n for n in nodes if not any(is_worker_of(name, n) for name in names)
+                )
+            return not missing
+
+        wait_until(are_there, timeout=timeout, pause=0.2)
+        return missing
 
     def move(self, address: str) -> None:
         """Continue with the scheduler at another address; unfinished jobs are done again there."""
@@ -169,11 +174,11 @@ class RemoteEngine:
 
     def drain(self, *, timeout: float) -> None:
         """Fetch the results of jobs that are finished now, without waiting for running ones."""
-        deadline = time.monotonic() + timeout
-        while any(job.status == "finished" for job in self._jobs.copy().values()):
-            if time.monotonic() > deadline:
-                return
-            time.sleep(0.1)
+        wait_until(
+            lambda: all(job.status != "finished" for job in self._jobs.copy().values()),
+            timeout=timeout,
+            pause=0.1,
+        )
 
     def close(self) -> None:
         """End running jobs and leave the cluster, in seconds even if it does not answer."""

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from cahlib.core.background import capture
 from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.retry import retry
 
 _T = TypeVar("_T")
 
@@ -245,14 +246,12 @@ def _authenticated() -> Any:
                 """Try for half a minute, in silence: the package prints each error as it is."""
 
                 def retried(*arguments: Any, **more: Any) -> _T:
-                    for pause in _PAUSES:
-                        try:
-                            return func(*arguments, **more)
-                        except Exception as error:  # retried if it is a network error
-                            if not isinstance(_translated(error), KaggleUnavailable):
-                                raise
-                        time.sleep(pause)
-                    return func(*arguments, **more)
+                    return retry(
+                        lambda: func(*arguments, **more),
+                        errors=Exception,
+                        passing=lambda error: isinstance(_translated(error), KaggleUnavailable),
+                        pauses=_PAUSES,
+                    )
 
                 return retried
 

@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, RunError
 from cahlib.core.lock import lock_dataset
+from cahlib.core.retry import retry
 from cahlib.dataset.layout import ELSEWHERE, SESSION
 from cahlib.kaggle import pack
 from cahlib.kaggle.in_kernel import session_run_name
@@ -283,13 +285,8 @@ def fetch_output(kaggle: KaggleAccount, kernel: str, folder: Path) -> int:
             for kind in ("-wal", "-shm"):  # of the ledger that it replaces
                 (folder / "run" / f"ledger.sqlite{kind}").unlink(missing_ok=True)
         target = folder / name.removeprefix(_BELOW)
-        for final in (False, False, True):
-            try:
-                kaggle.download(wanted[name], target)
-                break
-            except KaggleUnavailable:
-                if final:
-                    raise
+        download = partial(kaggle.download, wanted[name], target)
+        retry(download, errors=KaggleUnavailable, pauses=(0, 0))
     return len(order)
 
 

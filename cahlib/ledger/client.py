@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import cahlib
 from cahlib.core.errors import CahError, ConfigError, RunError
 from cahlib.core.records import Shard, Stats
+from cahlib.core.retry import backoff, retry
 from cahlib.core.table_rows import is_shareable, parse_rows_url
 
 _T = TypeVar("_T")
@@ -185,16 +186,14 @@ class TrackerClient:
         return self._ask(f"/v1/shards/{number}/{call}", body, retry_seconds=retry_seconds)
 
     def _ask(self, path: str, body: Any, *, retry_seconds: float) -> dict[str, Any]:
-        deadline, pause = time.monotonic() + retry_seconds, 0.25
-        while True:
-            try:
-                return self._post(path, body)
-            except TrackerUnavailable:
-                if time.monotonic() + pause > deadline:
-                    raise
+        return retry(
+            lambda: self._post(path, body),
+            errors=TrackerUnavailable,
+            pauses=backoff(0.25, most=30),
+            timeout=retry_seconds,
             # at random, so that a thousand workers do not call at once when the tracker is back
-            self._sleep(pause * random.uniform(0.5, 1.5))
-            pause = min(2 * pause, 30)
+            sleep=lambda pause: self._sleep(pause * random.uniform(0.5, 1.5)),
+        )
 
     def _post(self, path: str, body: Any) -> dict[str, Any]:
         # with the version: the tracker tells versions so old that they sent none to update

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class Database:
         # SQLite admits one writer while others sleep and poll. With more than 12, PostgreSQL's
         # writers only wait for each other's locks; some connections stay free for readers.
         self._writers = _FairSemaphore(1 if self.is_sqlite else 12)
+        self._closed = False
+        event.listen(self.engine, "checkin", self._on_returned)
 
     @property
     def is_sqlite(self) -> bool:
@@ -65,8 +67,13 @@ class Database:
             yield connection
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; those in use as soon as they are returned."""
+        self._closed = True
         self.engine.dispose()
+
+    def _on_returned(self, connection: Any, record: object) -> None:
+        if self._closed and connection is not None:  # the pool it belongs to is gone
+            connection.close()
 
 
 def insert_into(connection: Connection, table: Table) -> Any:
@@ -164,13 +171,16 @@ def _configure_postgresql(connection: Any, record: object) -> None:
     prepared and settings of the session would be another client's. The backend process then is not
     the one that answered when the connection was made.
     """
-    with connection.cursor() as cursor:
-        pid = cursor.execute("SELECT pg_backend_pid()").fetchone()[0]
-        if pid != connection.info.backend_pid:
-            connection.prepare_threshold = None
-        else:
-            cursor.execute("SET statement_timeout = 30000")
-    connection.commit()
+    with ExitStack() as unless_configured:
+        unless_configured.callback(connection.close)  # no pool has it yet
+        with connection.cursor() as cursor:
+            pid = cursor.execute("SELECT pg_backend_pid()").fetchone()[0]
+            if pid != connection.info.backend_pid:
+                connection.prepare_threshold = None
+            else:
+                cursor.execute("SET statement_timeout = 30000")
+        connection.commit()
+        unless_configured.pop_all()
 
 
 def _sqlite(url: URL) -> Engine:

@@ -20,6 +20,7 @@ from cahlib.core.atomic import write_file
 from cahlib.core.background import BackgroundLoop
 from cahlib.core.errors import ConfigError, RunError, ShardError
 from cahlib.core.records import Judged, Shard, Stats
+from cahlib.core.retry import wait_until
 from cahlib.core.secret_store import nickname_secret, secret_path, write_secret
 from cahlib.ledger.client import (
     LeasedShard,
@@ -318,9 +319,8 @@ class RemoteLedger:
             _log.warning("The leases of shards %s expired; other workers have them.", lost)
 
     def _send_all(self) -> None:
-        deadline = time.monotonic() + _CLOSE_TIMEOUT
-        while not self._send_due() and time.monotonic() < deadline:
-            time.sleep(0.5)  # if it stays away, leases expire, and the next launch sends the rest
+        # if it stays away, leases expire, and the next launch sends the rest
+        wait_until(self._send_due, timeout=_CLOSE_TIMEOUT, pause=0.5)
 
     def _send_due(self) -> bool:
         """Send every report that is due; return False if the tracker is unavailable."""

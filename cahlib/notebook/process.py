@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from cahlib.core import status
 from cahlib.core.atomic import write_file
 from cahlib.core.config import Job, settings
 from cahlib.core.errors import CahError, ConfigError, RunError
+from cahlib.core.retry import wait_until
 from cahlib.core.secret_store import STATE_VARIABLE, WATCHDOG_VARIABLE
 from cahlib.notebook.fields import format_value
 from cahlib.notebook.runtime import TOKEN_VARIABLE
@@ -31,6 +31,9 @@ _NOTE, _LOG = "child.json", "console.log"
 
 #: Seconds in which a run that is torn down must have ended.
 _PATIENCE = 180.0
+
+#: Seconds within which a running run shows that it has been asked to stop.
+_HEARD = 30.0
 
 #: What was started from this process: kept, so that it is taken leave of when it ends.
 _started: list[subprocess.Popen[bytes]] = []
@@ -128,24 +131,24 @@ class RunProcess:
         self, token: str, tell: Callable[[str], None], *, patience: float = _PATIENCE
     ) -> None:
         """End the run at once, and make sure that its servers are deleted; raise RunError."""
-        deadline = time.monotonic() + patience
         tell("Ending the run …")
         if pid := self._pid():
-            if not self.asked and self.live().get("state") != "stopping":
+            if not self.asked and (state := self.live().get("state")) != "stopping":
                 _end(pid)
-                time.sleep(0.5)  # two signals at once are one
+                # two signals at once are one; a busy machine may be late in hearing the first
+                known = _HEARD if state == "running" else 0.5
+                wait_until(self._has_heard, timeout=known, pause=0.1)
             self._ask("down")
             _end(pid)
-        while self.running():
-            if time.monotonic() > deadline:
-                raise RunError(
-                    "the run does not end; see its log, and `cah swarm down --all-runs`."
-                )
-            time.sleep(0.2)
+        if not wait_until(lambda: not self.running(), timeout=patience, pause=0.2):
+            raise RunError("the run does not end; see its log, and `cah swarm down --all-runs`.")
         if self.has_servers:
             tell("Asking the cloud whether its servers are gone …")
             self._servers_down(token)
         tell("The run has ended; nothing of it is left at the cloud.")
+
+    def _has_heard(self) -> bool:
+        return not self.running() or self.live().get("state") == "stopping"
 
     def _servers_down(self, token: str) -> None:
         if not token:

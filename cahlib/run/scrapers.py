@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -20,6 +19,7 @@ from cahlib.core.presets import PRESETS
 from cahlib.core.progress import SwarmStatus
 from cahlib.core.records import Shard
 from cahlib.core.retries import parse_retry
+from cahlib.core.retry import wait_until
 from cahlib.core.settings import Checked, settings_of
 from cahlib.core.table_rows import parse_rows_url
 from cahlib.engine.protocol import Engine as Engine
@@ -105,13 +105,12 @@ def with_thumbs(job: Job) -> Download:
 
 def _await_workers(cluster: RemoteEngine, address: str, stop: threading.Event) -> None:
     """Raise RunError if a cluster has no workers, after giving them time to start."""
-    deadline = time.monotonic() + _WORKERS
-    while not (cluster.slots or stop.wait(0.1)):
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"{address} has no workers; start some that can import cahlib, with two threads "
-                "each, then run the same command again."
-            )
+    there = wait_until(lambda: cluster.slots or stop.is_set(), timeout=_WORKERS, pause=0.1)
+    if not there:
+        raise RunError(
+            f"{address} has no workers; start some that can import cahlib, with two threads each, "
+            "then run the same command again."
+        )
 
 
 def plan_job_servers(job: Job, tokens: str) -> ServerPlan:

@@ -6,7 +6,6 @@ none of them is written here.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from hcloud.servers import BoundServer
 
 from cahlib import __version__
 from cahlib.core.errors import ConfigError
+from cahlib.core.retry import retry
 from cahlib.swarm.provider import DenialReason, Denied, Offer, Server, ServerSpec
 
 _T = TypeVar("_T")
@@ -209,19 +209,13 @@ class Hetzner:
         After a minute it is not repeated: there may be servers to delete elsewhere. Return None for
         an error in ``unless``, which means that it was done before.
         """
-        late = time.monotonic() + self._patience
-        for attempt in range(5):
-            try:
-                return self._asked(ask, unless=unless)
-            except Denied as denied:
-                if (
-                    denied.reason is not DenialReason.AWAY
-                    or attempt == 4
-                    or time.monotonic() > late
-                ):
-                    raise
-                time.sleep(self._poll * 2**attempt)
-        raise AssertionError
+        return retry(
+            lambda: self._asked(ask, unless=unless),
+            errors=Denied,
+            passing=lambda error: isinstance(error, Denied) and error.reason is DenialReason.AWAY,
+            pauses=[self._poll * 2**attempt for attempt in range(4)],
+            timeout=self._patience,
+        )
 
     def _asked(self, ask: Callable[[], _T], *, unless: set[str] = frozenset()) -> _T:  # type: ignore[assignment]
         """Make a request, and translate the client's exceptions."""

@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import repeat
 from pathlib import Path
 from typing import TypeAlias
 
 from cahlib.core.errors import ConfigError, RunError
+from cahlib.core.retry import retry, wait_until
 from cahlib.swarm import server_image, wheel
 from cahlib.swarm.node import BOOT_MARKER, HOME, PARCEL_FOLDER, WATCHDOG_FILE
 from cahlib.swarm.planner import scraper_count
@@ -162,21 +164,23 @@ def fetch_log(login: Login, target: Path, *, timeout: float = 60) -> None:
 def _await_boot(login: Login, timeout: float) -> None:
     """Wait for cloud-init, and verify the result; its own exit status is unreliable."""
     deadline = time.monotonic() + timeout
-    while True:
-        try:
-            with ssh_session(login) as node:
-                # it reports "error" and stops waiting once one mirror fails for a moment
-                with suppress(CommandFailed):
-                    node.run("cloud-init status --wait", timeout=deadline - time.monotonic())
-                if node.run(f"ls {BOOT_MARKER} 2>/dev/null || true"):
-                    node.run("python3 -c 'import ensurepip, venv'")
-                    return
-            if time.monotonic() > deadline:
-                raise CommandFailed(f"its first boot did not finish within {timeout:g} s.")
-        except Unreachable:  # sshd restarts during the first boot, after it has answered once
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.5)
+
+    def has_booted() -> bool:
+        with ssh_session(login) as node:
+            # it reports "error" and stops waiting once one mirror fails for a moment
+            with suppress(CommandFailed):
+                node.run("cloud-init status --wait", timeout=deadline - time.monotonic())
+            if not node.run(f"ls {BOOT_MARKER} 2>/dev/null || true"):
+                return False
+            node.run("python3 -c 'import ensurepip, venv'")
+            return True
+
+    def reached() -> bool:  # sshd restarts during the first boot, after it has answered once
+        left = max(deadline - time.monotonic(), 0)
+        return retry(has_booted, errors=Unreachable, pauses=repeat(0.5), timeout=left)
+
+    if not wait_until(reached, timeout=timeout, pause=0.5):
+        raise CommandFailed(f"its first boot did not finish within {timeout:g} s.")
 
 
 def _check_clock(node: SshSession) -> None:

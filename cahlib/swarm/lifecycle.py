@@ -19,6 +19,7 @@ from pathlib import Path
 from cahlib.core.background import BackgroundLoop
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.progress import NodeStatus, SwarmStatus
+from cahlib.core.retry import wait_until
 from cahlib.core.secret_store import run_name, secret_path
 from cahlib.core.wording import verb
 from cahlib.engine.cluster import ClusterAddress
@@ -179,14 +180,15 @@ def delete_swarm(
     pause: float = 1,
 ) -> None:
     """Delete everything with the labels, until the clouds list nothing more; raise RunError."""
-    deadline = time.monotonic() + patience
-    while True:
-        left, trouble = delete_labelled(accounts, labels)
-        if not left and not trouble:
-            return
-        if time.monotonic() > deadline:
-            raise RunError(leftover_message(left, trouble, labels.get("run", "")))
-        time.sleep(pause)
+    found: tuple[list[Server], list[str]] = [], []
+
+    def are_gone() -> bool:
+        nonlocal found
+        found = delete_labelled(accounts, labels)
+        return not any(found)
+
+    if not wait_until(are_gone, timeout=patience, pause=pause):
+        raise RunError(leftover_message(*found, labels.get("run", "")))
 
 
 def run_labels(state: Path, *, run: str = "", all_runs: bool = False) -> dict[str, str]:

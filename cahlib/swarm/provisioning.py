@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from cahlib.core.errors import RunError, Stopped
+from cahlib.core.retry import wait_until
 from cahlib.core.signals import defer_signals
 from cahlib.core.wording import plural, verb
 from cahlib.swarm.billing import Billing
@@ -164,9 +166,8 @@ class Provisioner:
         for account in self.accounts:
             if self._has(account, server):
                 account.delete(server)
-                deadline = time.monotonic() + patience
-                while self._has(account, server) and time.monotonic() < deadline:
-                    time.sleep(pause)
+                is_gone = partial(self._is_gone, account, server)
+                wait_until(is_gone, timeout=patience, pause=pause)
         with self._lock:
             self._deleted.add(server.name)
             self.listed = {name: each for name, each in self.listed.items() if name != server.name}
@@ -210,7 +211,10 @@ class Provisioner:
                 account.set_labels(server, {"role": role})
 
     def _has(self, account: Account, server: Server) -> bool:
-        return any(each.id == server.id for each in account.servers(self.labels))
+        return not self._is_gone(account, server)
+
+    def _is_gone(self, account: Account, server: Server) -> bool:
+        return all(each.id != server.id for each in account.servers(self.labels))
 
     def leftovers_so_far(self) -> str:
         """Return what would be left at the cloud if the deletion stopped now."""
