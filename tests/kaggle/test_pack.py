@@ -93,12 +93,15 @@ def test_a_run_ends_before_its_output_is_more_than_kaggle_keeps(tmp_path):
     (home / "run").mkdir(parents=True)
     (home / "images.tar").write_bytes(bytes(2000))
     with subprocess.Popen(["sleep", "1000"]) as process:
-        (home / "run" / status.STATUS_FILE).write_text(
-            json.dumps(status.process_identity(process.pid))
-        )
-        stop_when_full(home, most=2000, pause=0)
+        (home / "run" / "live.json").write_text(json.dumps(status.process_identity(process.pid)))
+        try:
+            assert not stop_when_full(home, most=9000) and process.poll() is None
+            assert stop_when_full(home, most=2000)
+        except BaseException:
+            process.kill()
+            raise
         assert process.wait() == -signal.SIGTERM
-        stop_when_full(home, most=2000, pause=0)  # nobody is there any more
+        assert stop_when_full(home, most=2000)  # nobody is there any more
 
 
 def test_a_session_ends_a_quarter_of_an_hour_early_or_less():
