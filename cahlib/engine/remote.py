@@ -150,18 +150,14 @@ class RemoteEngine:
 
     def await_nodes(self, nodes: Sequence[str], *, timeout: float) -> set[str]:
         """Wait until these nodes have workers; return the nodes that are still missing."""
-        missing = set(nodes)
-
-        def are_there() -> bool:
+        deadline, missing = time.monotonic() + timeout, set(nodes)
+        while True:
             with suppress(RunError):
                 names = [each.name for each in self.nodes()]
-                missing.intersection_update(
-                    n for n in nodes if not any(is_worker_of(name, n) for name in names)
-                )
-            return not missing
-
-        wait_until(are_there, timeout=timeout, pause=0.2)
-        return missing
+                missing = {n for n in nodes if not any(is_worker_of(name, n) for name in names)}
+            if not missing or time.monotonic() > deadline:
+                return missing
+            time.sleep(0.2)
 
     def move(self, address: str) -> None:
         """Continue with the scheduler at another address; unfinished jobs are done again there."""
