@@ -29,7 +29,6 @@ from distributed import Client
 from cahlib.core.background import BackgroundLoop, capture
 from cahlib.core.errors import MachineFault, RunError, ShardError
 from cahlib.core.records import Shard
-from cahlib.core.retry import wait_until
 from cahlib.engine import cluster, wire
 from cahlib.engine.cluster import ClusterAddress, WorkerState, is_worker_of
 from cahlib.engine.dispatch import RemoteJob, jobs_to_send, stuck_jobs, track_workers
@@ -170,11 +169,11 @@ class RemoteEngine:
 
     def drain(self, *, timeout: float) -> None:
         """Fetch the results of jobs that are finished now, without waiting for running ones."""
-        wait_until(
-            lambda: all(job.status != "finished" for job in self._jobs.copy().values()),
-            timeout=timeout,
-            pause=0.1,
-        )
+        deadline = time.monotonic() + timeout
+        while any(job.status == "finished" for job in self._jobs.copy().values()):
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.1)
 
     def close(self) -> None:
         """End running jobs and leave the cluster, in seconds even if it does not answer."""
