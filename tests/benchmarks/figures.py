@@ -69,6 +69,12 @@ ALL = (
         "{peer_cpu:.1f} CPU s, {peer_rate:.0f} images/s, {peer_mib} MiB"),
     Row("images-asked-256", "at 256 px, each of 200 hosts asked first (`--consent strict`)",
         "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib} MiB"),
+    Row("tables-256", "the whole `cah run --links --no-judge`: 1,000 links to a dataset at 256 px "
+        "(`bench_tables`)", "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib:.0f} MiB",
+        "{peer_cpu:.1f} CPU s, {peer_rate:.0f} images/s, {peer_mib:.0f} MiB"),
+    Row("tables-originals", "kept as they are",
+        "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib:.0f} MiB",
+        "{peer_cpu:.1f} CPU s, {peer_rate:.0f} images/s, {peer_mib:.0f} MiB"),
     Row("judge", "scored by ViT-B/32 on the CPU (`bench_judge`)", "{rate:.1f} pairs/s",
         "clip-retrieval: {peer_rate:.1f} pairs/s"),
     Row("write", "images written, as a parcel and as a dataset (`bench_write`)",
