@@ -386,3 +386,19 @@ def outcome_rows(folder):
 def named(folder):
     """The links that the outcomes of a dataset name."""
     return {row["url"] for row in outcome_rows(folder) if row["url"]}
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_a_dataset_at_a_url_is_retried_there(made, web, tmp_path, monkeypatch, is_elsewhere):
+    """On the machine that made it, which kept no copy, or on another one."""
+    url = (tmp_path / "there" / "set").as_uri()
+    monkeypatch.chdir(tmp_path)
+    web.failing = 30
+    run(job(made, url, web, keep_local=False), scraping=small.scraping)
+    if is_elsewhere:
+        shutil.rmtree(tmp_path / "set")
+    web.failing = 0
+    assert retry(url, keep_local="no").shards == 2
+    assert rows(tmp_path / "there" / "set") == rows(made / "whole")
+    assert list(verify(url)) == []
+    assert not list(tmp_path.glob("set/outcomes/*")) and retry(url).links == 0
