@@ -10,6 +10,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -36,6 +37,8 @@ from cahlib.model.score_names import SIMILARITY, score_columns
 
 #: Pairs that a search returns at most: nobody looks at more, and all others are less similar.
 _FOUND = 1_000
+#: Manifests that are read at a time.
+_READERS = 8
 #: Views that are kept, each 8 bytes a row.
 _VIEWS = 12
 #: Seconds that a filter may take.
@@ -71,7 +74,7 @@ class BrowsedDataset:
         self.place = place
         self.damaged: list[str] = []  #: shards whose manifests are damaged
         self.manifests = self._read_manifests()
-        self.query = PairQuery(place, damaged="skip", seconds=_SECONDS)
+        self.query = PairQuery(place, damaged="skip", seconds=_SECONDS, manifests=self.manifests)
         self.pictures = PictureFiles(self.manifests, place, self._uids)
         self.dropped = DroppedCandidates(self.manifests, place)
         self._faults: list[str] = []  #: of the index, sentences
@@ -248,20 +251,21 @@ class BrowsedDataset:
             raise RunError(f"The metadata of {shard} cannot be read ({error}).") from error
 
     def _read_manifests(self) -> list[ShardManifest]:
-        found = []
-        there = files_at(self.place)
-        for id in committed_ids(there.names(MANIFESTS)):
-            try:
-                manifest = read_manifest(self.place, id)
-            except CahError:
-                manifest = None
-            if manifest is None:
-                self.damaged.append(id)
-            else:  # eight thumbnails a shard are not needed
-                found.append(replace(manifest, gallery=()))
-        if not found:
+        ids = committed_ids(files_at(self.place).names(MANIFESTS))
+        with ThreadPoolExecutor(_READERS) as pool:  # at a URL most of it is waiting
+            found = list(pool.map(self._manifest, ids))
+        self.damaged += [id for id, each in zip(ids, found, strict=True) if each is None]
+        # eight thumbnails a shard are not needed
+        read = [replace(each, gallery=()) for each in found if each is not None]
+        if not read:
             raise no_dataset_error(self.place)
-        return found
+        return read
+
+    def _manifest(self, shard: str) -> ShardManifest | None:
+        try:
+            return read_manifest(self.place, shard)
+        except CahError:
+            return None
 
 
 def _least(which: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.int64]:

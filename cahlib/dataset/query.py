@@ -6,7 +6,7 @@ in the order of the sorted shards and of the pairs in each, which is the order o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.dataset.expression import Evaluator, is_number, shortened
 from cahlib.dataset.layout import part_path
-from cahlib.dataset.manifest import no_dataset_error, read_manifests
+from cahlib.dataset.manifest import ShardManifest, no_dataset_error, read_manifests
 from cahlib.dataset.metadata import read_metadata, read_metadata_rows, read_metadata_schema
 from cahlib.dataset.storage.files import UnreadableFile, files_at
 from cahlib.dataset.write.columns import Row
@@ -71,11 +71,16 @@ class PairQuery:
         *,
         damaged: Literal["raise", "skip"] = "raise",
         seconds: float | None = None,
+        manifests: Sequence[ShardManifest] | None = None,
     ) -> None:
-        """Read the manifests; raise ConfigError if there is no dataset, RunError for damage."""
+        """Read the manifests, unless they are given, in their order.
+
+        Raise ConfigError if there is no dataset, RunError for damage.
+        """
         self.unreadable = set[str]()
         self._skip, self._types = damaged == "skip", dict[str, pa.DataType]()
-        self.shards = tuple(self._read_manifests(place, damaged))
+        found = read_manifests(place, damaged=damaged) if manifests is None else manifests
+        self.shards = tuple(self._parts(place, found))
         self._starts = np.array([each.start for each in self.shards], np.int64)
         self._batches = [*_batches(self.shards)]
         self._cache: dict[tuple[int, str], pa.ChunkedArray] = {}
@@ -198,11 +203,9 @@ class PairQuery:
             for part, position in places
         ]
 
-    def _read_manifests(
-        self, place: str | Path, damaged: Literal["raise", "skip"]
-    ) -> Iterator[ShardRows]:
+    def _parts(self, place: str | Path, manifests: Iterable[ShardManifest]) -> Iterator[ShardRows]:
         start, alike, manifest = 0, set[Any](), None
-        for manifest in read_manifests(place, damaged=damaged):
+        for manifest in manifests:
             if not manifest.rows:
                 continue
             part = ShardRows(manifest.shard.id, manifest.place or place, manifest.rows, start)
