@@ -38,6 +38,7 @@ def dataset_job(place: str, given: Mapping[str, str], environment: Mapping[str, 
     if made is None and before is None:
         raise no_dataset_error(place)
     typed = {**environment_settings(environment), **given}
+    typed.pop("tracker", None)
     values: dict[str, Any] = {"output": output.output}
     for each in settings():
         if each.name == "output":
@@ -46,7 +47,8 @@ def dataset_job(place: str, given: Mapping[str, str], environment: Mapping[str, 
         if each.name in (typed if is_open else given):
             values[each.name] = typed[each.name]
         elif each.option.free:
-            if before and each.group != "place":  # where to scrape is chosen anew
+            # where to scrape is chosen anew, but whose shards they are
+            if before and (each.group != "place" or each.name == "tracker"):
                 values[each.name] = each.of(before)
         else:
             values[each.name] = _made_with(each, made, before)

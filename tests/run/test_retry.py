@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cahlib.core.config import replace_settings
+from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import MissingSetting, RunError, ShardError
 from cahlib.core.records import DropReason, Shard, Stage
 from cahlib.core.retries import TEMPORARY_REASONS, Retry, parse_attempt
@@ -386,6 +386,19 @@ def outcome_rows(folder):
 def named(folder):
     """The links that the outcomes of a dataset name."""
     return {row["url"] for row in outcome_rows(folder) if row["url"]}
+
+
+def test_shards_of_a_tracker_are_not_retried(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CAH_CONTACT", "tests@example.org")
+    for name in ("theirs", "ours"):
+        monkeypatch.setenv("CAH_TRACKER", "http://some:80")  # of another dataset
+        tracker = "http://some:80" if name == "theirs" else ""
+        told = replace_settings(Job(), output=str(tmp_path / name), tracker=tracker)
+        told.store(tmp_path / name / "run" / "job.json")
+    ran = said(capsys, "retry", tmp_path / "theirs")
+    assert ran.returncode == 2 and ran.stderr.startswith("cah: tracker: a tracker assigns its own")
+    ran = said(capsys, "retry", tmp_path / "ours")
+    assert ran.returncode == 2 and "ours holds no dataset" in ran.stderr
 
 
 @pytest.mark.parametrize("is_elsewhere", [False, True])
