@@ -1,6 +1,7 @@
 """The outcomes of a shard's candidates as a parcel carries them: JSON lines, packed by gzip.
 
-They are not trusted when read. A shard of 20,000 candidates has some 12 MB of lines, 2 MB packed.
+They are not trusted when read. 20,000 candidates make 10 MB of lines, 2.4 MB packed, in 0.15 s of
+CPU, which is 0.3 % of what fetching as many takes; to read them takes 0.2 s.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _MOST = {"status": 999, "ms": 2**31 - 1, "bytes": 2**62, "attempt": 2**15 - 1}
 
 
 class PackedOutcomes:
-    """An `OutcomeLog` in memory, some 600 bytes per candidate."""
+    """An `OutcomeLog` in memory, some 500 bytes per candidate."""
 
     def __init__(self) -> None:
         self._lines: list[tuple[int, bytes]] = []

@@ -1,8 +1,7 @@
 """Write a shard's outcomes: what its parcel says of each candidate, and what the scoring found.
 
 The parcel may come from a stranger: an image whose outcome is missing or belongs to another pair
-makes it damaged. Rows are built a few thousand at a time, column by column: row by row, the 20,000
-of a shard would take 0.5 s of CPU instead of 0.1.
+makes it damaged. The 20,000 rows of a shard take 0.3 s of CPU and 1.5 MB.
 """
 
 from __future__ import annotations
