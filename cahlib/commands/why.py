@@ -80,7 +80,7 @@ def _lines(link: str, found: Explanation) -> Iterator[str]:
 
 def _reason(reason: str, shown: list[Match]) -> str:
     phrase = next((each.phrase for each in shown if each.reason == reason), "")
-    return f"{reason}: {phrase}" if phrase else reason
+    return f"{_plain(reason)}: {phrase}" if phrase else _plain(reason)
 
 
 def _unknown(link: str, found: Explanation) -> Iterator[str]:
@@ -102,7 +102,7 @@ def _match_lines(match: Match) -> Iterator[str]:
     known = match.known
     yield _plain(str(known.get("url", known.get("uid", ""))))
     if match.phrase:
-        yield f"  dropped, {match.reason}: {match.phrase}"
+        yield f"  dropped, {_plain(match.reason)}: {match.phrase}"
     else:
         yield f"  kept, in {match.file or 'metadata/'}"
     if "similarity" in known:

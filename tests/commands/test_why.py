@@ -8,7 +8,9 @@ import pytest
 
 from cahlib.core.records import DropReason, OptOut
 from cahlib.dataset.manifest import encode_manifest, read_manifest
+from cahlib.dataset.storage.upload import upload_shards
 from cahlib.dataset.write.shard_writer import ScoredParcel, write_shard
+from tests.dataset.test_upload import memory  # noqa: F401 - a fixture
 from tests.world import judged as world
 from tests.world.command import said
 
@@ -149,3 +151,16 @@ def test_damage_and_no_dataset_are_one_sentence(folder, tmp_path, capsys):
     assert ran.returncode == 1 and "see `cah verify`" in ran.stderr
     (tmp_path / "outcomes/s-0.parquet").unlink()
     assert said(capsys, "why", str(tmp_path), "a.example").returncode == 1
+    world.write(tmp_path, first=100, shard="s-1")
+    (tmp_path / "shards/s-0.json").unlink()
+    for line in (b"[]", b"{}", b"no JSON", b'{"url": 3}', b"\xff"):
+        (tmp_path / "optouts/s-1.jsonl").write_bytes(line + b"\n")
+        ran = said(capsys, "why", str(tmp_path), "a.example")
+        assert ran.returncode in (0, 1) and "Traceback" not in ran.stderr
+
+
+def test_a_dataset_at_a_url_is_read_there(folder, memory, capsys):  # noqa: F811
+    manifests = [read_manifest(folder, id) for id in ("s-0", "s-1")]
+    upload_shards(manifests, folder, "memory://why")
+    there, here = (found(capsys, place, SHY) for place in ("memory://why", folder))
+    assert there == here | {"dataset": "memory://why"} and there["found"] == 1

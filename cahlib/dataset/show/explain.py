@@ -279,4 +279,7 @@ def _evidence(
 
 def _lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
     for line in file:
-        yield json.loads(line)
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            raise ValueError("optouts/ has a line that is not an object")
+        yield values
