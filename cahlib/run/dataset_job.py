@@ -47,7 +47,7 @@ def dataset_job(place: str, given: Mapping[str, str], environment: Mapping[str, 
         if each.name in (typed if is_open else given):
             values[each.name] = typed[each.name]
         elif each.option.free:
-            # where to scrape is chosen anew, but whose shards they are
+            # where to scrape is chosen anew; whether a tracker assigns the shards is not
             if before and (each.group != "place" or each.name == "tracker"):
                 values[each.name] = each.of(before)
         else:
