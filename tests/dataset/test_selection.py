@@ -264,6 +264,14 @@ def test_mistakes_are_said_in_one_sentence(
     assert {path.name for path in left} <= {"run", "lock", "dataset-selection.html"}
 
 
+def test_nothing_is_made_in_a_folder_that_is_no_dataset(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for more in (["--into", tmp_path / "new"], ["--apply"], []):
+        ran = said(capsys, "select", tmp_path / "empty", "--top", "5", *more)
+        assert ran.returncode == 2 and "holds no dataset" in ran.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
 def test_a_dataset_in_use_is_refused(dataset, tmp_path, capsys):
     with lock_dataset(dataset):
         for more in (["--apply"], ["--into", str(tmp_path / "new")]):

@@ -34,9 +34,16 @@ from cahlib.dataset.file_names import require_writable
 from cahlib.dataset.maintain.purge import CHANGES_FILE, change_line, note_change
 from cahlib.dataset.maintain.rewrite import RemovalRule, ShardChange, copy_shard, rewrite_shards
 from cahlib.dataset.maintain.selection import Selection, SelectionRule
-from cahlib.dataset.manifest import ShardManifest, encode_manifest, read_manifest, read_manifests
+from cahlib.dataset.manifest import (
+    ShardManifest,
+    encode_manifest,
+    read_manifest,
+    read_manifests,
+    require_dataset,
+)
 from cahlib.dataset.show.pages import write_pages
 from cahlib.dataset.storage.files import DatasetFiles, files_at
+from cahlib.dataset.storage.hub import find_repository
 from cahlib.dataset.storage.upload import Uploader, check_destination, upload_pages
 from cahlib.dataset.write.columns import Row
 from cahlib.dataset.write.shard_writer import recover_interrupted
@@ -136,11 +143,6 @@ def apply_plan(folder: Path, plan: SelectionPlan) -> Iterator[ShardChange]:
     _finish(folder, replace(plan, dataset=dataset_digest(folder)))
 
 
-def output_folder(into: str) -> Path:
-    """Return the folder of a new dataset, of which a URL's keeps the manifests."""
-    return Output(output=into).folder
-
-
 def find_new_plan(source: str, into: str, rule: SelectionRule) -> SelectionPlan | None:
     """Return the plan by which a new dataset is there or begun, or None if nothing is.
 
@@ -194,7 +196,7 @@ def write_selected(source: str, into: str, plan: SelectionPlan) -> Iterator[Shar
                 history += change_line(_SELECT, change, {"rule": plan.rule})
                 yield change
         write_file(folder / CHANGES_FILE, history)
-        if output.url:
+        if output.url and not find_repository(files_at(output.url)):  # where writing is a commit
             files_at(output.url).write(CHANGES_FILE, history)
         _write_about(source, folder, into)
         _finish(folder, plan)
@@ -207,6 +209,7 @@ def reading_source(source: str) -> Iterator[None]:
     if folder is None:
         yield
         return
+    require_dataset(folder)  # before anything is made in a folder that is somebody else's
     if not os.access(folder, os.W_OK):  # nobody here changes it
         yield
         return
