@@ -271,7 +271,7 @@ def _evidence(
     pattern = re.compile(_below_pattern(query.words[0]), re.IGNORECASE)
     with files_at(manifest.place or place).open(path) as file:
         for line in _lines(file):
-            url = line.get("url", "")
+            url = line["url"]
             page = query.kind == "url" and line.get("where") in query.words
             if url in wanted or page or (query.kind == "domain" and pattern.match(url)):
                 yield line
@@ -280,6 +280,6 @@ def _evidence(
 def _lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
     for line in file:
         values = json.loads(line)
-        if not isinstance(values, dict):
-            raise ValueError("optouts/ has a line that is not an object")
+        if not (isinstance(values, dict) and isinstance(values.get("url"), str)):
+            raise ValueError("optouts/ has a line without a URL")
         yield values
