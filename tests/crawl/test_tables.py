@@ -6,6 +6,7 @@ import json
 import lzma
 import math
 import os
+import resource
 from dataclasses import replace
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cahlib.core.config import Crawl
-from cahlib.core.errors import ConfigError
+from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.core.table_rows import parse_rows_url
 from cahlib.crawl.blocklists import Blocklists
@@ -193,6 +194,19 @@ def test_a_table_that_changed_is_told_of(tmp_path):
     slices = Slices(tmp_path / "slices")
     assert slices.cut(before[0], crawl, lambda shard, error: failed.append(str(error))) is None
     assert "has changed since its shards were listed" in failed[0]
+
+
+def test_a_full_disk_is_not_the_fault_of_the_table(tmp_path):
+    """It ends the run with its own sentence; no shard fails."""
+    crawl = Crawl(links=(str(tables.write(tmp_path / "t.csv", tables.rows(200))),))
+    (shard,), slices = list_shards(crawl), Slices(tmp_path / "slices")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        with pytest.raises(RunError, match="disk is full, or a size limit is reached"):
+            slices.cut(shard, crawl, pytest.fail)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 ODD = [

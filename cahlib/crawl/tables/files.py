@@ -20,7 +20,14 @@ from urllib.parse import urlsplit
 from isal import igzip_lib
 
 from cahlib import __version__
-from cahlib.core.errors import CahError, ConfigError, RunError, ShardError, folder_errors
+from cahlib.core.errors import (
+    CahError,
+    ConfigError,
+    RunError,
+    ShardError,
+    folder_errors,
+    is_disk_full,
+)
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -123,6 +130,8 @@ def reading(url: str) -> Iterator[None]:
     except ImportError as error:
         raise TableError(f"{url} needs a library: {_first_line(error)}.") from error
     except Exception as error:
+        if is_disk_full(error):  # of what was read, which is written meanwhile
+            raise
         kind = TableAway if "://" in url else TableError
         raise kind(f"{url} cannot be read: {_first_line(error)}.") from error
 
