@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from cahlib.browse.nearest import Vector, encode_block, fill_products
 from cahlib.core.atomic import new_file, write_file
 from cahlib.core.errors import RunError, disk_errors
+from cahlib.core.run_directory import RunDirectory
 from cahlib.dataset.maintain.similar import cluster_centres
 from cahlib.dataset.vectors import StoredVectors
 
 #: The folder of an index, in that of a dataset.
-INDEX_FOLDER = "run/search"
+INDEX_FOLDER = str(RunDirectory().path / "search")
 
 #: Bytes that are sorted at a time: the embeddings are read once for each such part.
 _PART = 1 << 30

@@ -18,6 +18,7 @@ from cahlib.browse.guard import Guard
 from cahlib.browse.marks import Marks
 from cahlib.browse.search_model import SearchModel
 from cahlib.core.errors import ConfigError
+from cahlib.core.run_directory import RunDirectory
 from cahlib.dataset.storage.files import files_at
 
 
@@ -93,5 +94,5 @@ def _marks_file(place: str, given: str) -> Path:
         return Path(given).expanduser()
     folder = files_at(place).folder
     if folder:
-        return folder / "run" / "marks.txt"
+        return RunDirectory(folder).marks
     return Path(f"{place.partition('?')[0].rstrip('/').rpartition('/')[2] or 'dataset'}-marks.txt")

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cahlib.commands.console import print_json
+from cahlib.core.run_directory import RunDirectory
 from cahlib.core.terminal import print_note
 
 if TYPE_CHECKING:
     from cahlib.dataset.maintain.repair import RepairPlan
 
-_LEDGER = "run/ledger.sqlite"
+_LEDGER = str(RunDirectory().ledger)
 
 
 def add(commands: Any) -> None:

@@ -43,6 +43,7 @@ from cahlib.core.errors import (
     is_disk_full,
     missing_library_error,
 )
+from cahlib.core.run_directory import RunDirectory
 from cahlib.core.secret_store import WATCHDOG_VARIABLE
 from cahlib.core.signals import silence_terminal, termination_signals
 from cahlib.core.terminal import confirm, print_note, quiet_output, report_stopped, robust_streams
@@ -134,7 +135,7 @@ def _logged(chosen: argparse.Namespace) -> AbstractContextManager[None]:
     """Keep log lines out of the terminal while a run's command works."""
     if not hasattr(chosen, "works"):
         return nullcontext()
-    return logs.log_to_run(_output(chosen) / "run", print_message)
+    return logs.log_to_run(RunDirectory(_output(chosen)).path, print_message)
 
 
 def _output(chosen: argparse.Namespace) -> Path:
@@ -150,7 +151,7 @@ def _reminded(chosen: argparse.Namespace, token: str) -> AbstractContextManager[
     """Remind of orphaned servers, except those that the command itself handles."""
     if hasattr(chosen, "all_runs") and chosen.all_runs:
         return nullcontext()
-    own = _output(chosen) / "run" / "swarm" if hasattr(chosen, "looks_after") else None
+    own = RunDirectory(_output(chosen)).swarm if hasattr(chosen, "looks_after") else None
     return orphan_reminder(token, own, print_message, run=getattr(chosen, "run", ""))
 
 

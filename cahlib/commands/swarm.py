@@ -18,7 +18,7 @@ from cahlib.commands.parser import Parser
 from cahlib.core.config import Job
 from cahlib.core.errors import ConfigError, MissingSetting, RunError, Stopped
 from cahlib.core.progress import SwarmStatus
-from cahlib.core.secret_store import WATCHDOG_VARIABLE, run_name
+from cahlib.core.secret_store import WATCHDOG_VARIABLE, run_name, run_name_file
 from cahlib.core.terminal import confirm, print_note
 from cahlib.core.wording import plural, verb
 
@@ -219,7 +219,7 @@ def _status(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]
     )
     if chosen.json:
         now, state = time.time(), _state(job)
-        run = run_name(state) if (state / "run").exists() else None
+        run = run_name(state) if run_name_file(state).exists() else None
         cost = {"spent": account.spent(now), "per_hour": account.hourly()}
         shown = [asdict(each) for each in nodes]
         print_json({"run": run, "nodes": shown, **cost, "currency": account.currency})

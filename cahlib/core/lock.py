@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
+from cahlib.core.run_directory import RunDirectory
 
 
 @contextmanager
 def lock_dataset(folder: Path) -> Iterator[None]:
     """Hold a dataset's lock; raise ConfigError if the folder is in use or not writable."""
     try:
-        (folder / "run").mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "run" / "lock", "w")
+        path = RunDirectory(folder).lock
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "w")
     except OSError as error:
         if is_disk_full(error):
             raise disk_full_error(folder) from error
@@ -39,7 +41,7 @@ def locked_error(folder: Path) -> ConfigError:
 
 def is_locked(folder: Path) -> bool:
     """Return whether a process holds the dataset's lock, without creating a file."""
-    path = folder / "run" / "lock"
+    path = RunDirectory(folder).lock
     try:
         if not path.is_file():  # opening a pipe would block
             return False

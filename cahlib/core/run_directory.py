@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from cahlib.core.secret_store import run_name_file
 
 #: Its name in the folder of the dataset.
-RUN_DIRECTORY = "run"
+_NAME = "run"
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """The paths in the run directory of a dataset; without a folder, relative to the dataset."""
+    """The paths in the run directory of a dataset; without its folder, relative to it."""
 
     dataset: Path = Path()
 
     @property
     def path(self) -> Path:
         """The directory itself."""
-        return self.dataset / RUN_DIRECTORY
+        return self.dataset / _NAME
+
+    def holds(self, path: Path) -> bool:
+        """Return whether a path is in the directory, or is the directory itself."""
+        return path.is_relative_to(self.path)
 
     @property
     def lock(self) -> Path:
@@ -65,6 +71,16 @@ class RunDirectory:
         return self.path / "swarm"
 
     @property
+    def swarm_name(self) -> Path:
+        """The name by which clouds know the run's servers; written before the first is created."""
+        return run_name_file(self.swarm)
+
+    @property
+    def marks(self) -> Path:
+        """The pairs that were marked while browsing."""
+        return self.path / "marks.txt"
+
+    @property
     def kaggle(self) -> Path:
         """The last session on Kaggle."""
         return self.path / "kaggle.json"
@@ -81,8 +97,3 @@ class RunDirectory:
         A session elsewhere was given only their manifests.
         """
         return self.path / "elsewhere"
-
-
-def in_dataset(path: Path) -> str:
-    """Return a path of `RunDirectory()` as archives and URLs spell it."""
-    return str(PurePosixPath(path))

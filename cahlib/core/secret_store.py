@@ -23,9 +23,14 @@ STATE_VARIABLE = "CAH_STATE"
 WATCHDOG_VARIABLE = "CAH_WATCHDOG_TOKEN"
 
 
+def run_name_file(own: Path) -> Path:
+    """Return the file with the name of a run; ``own`` is one of its folders in DATASET/run."""
+    return own / "run"
+
+
 def run_name(own: Path) -> str:
     """Return the name by which clouds and clusters know a run, stored in its run directory."""
-    path = own / "run"
+    path = run_name_file(own)
     if not path.exists():
         write_file(path, secrets.token_hex(4))
     return path.read_text()

@@ -20,8 +20,6 @@ from cahlib.core.errors import CahError, Stopped
 from cahlib.core.progress import Listener, Snapshot
 from cahlib.core.records import Stats
 
-STATUS_FILE = "live.json"
-
 #: Points of the rates over time: enough for a chart, and the file stays small.
 _POINTS = 240
 
@@ -31,10 +29,10 @@ RATE_SERIES = ("elapsed", "links", "images", "pairs", "busy")
 
 @contextmanager
 def record_status(
-    home: Path, listener: Listener, *, stopping: Callable[[], bool] = lambda: False
+    path: Path, listener: Listener, *, stopping: Callable[[], bool] = lambda: False
 ) -> Iterator[Listener]:
-    """Provide a listener that also writes each snapshot, and the end, to the run directory."""
-    record = _Record(home / STATUS_FILE, stopping)
+    """Provide a listener that also writes each snapshot, and the end, to the run's status file."""
+    record = _Record(path, stopping)
 
     def listen(snapshot: Snapshot) -> None:
         listener(snapshot)
@@ -49,10 +47,10 @@ def record_status(
     record.end("ended")
 
 
-def read_status(home: Path) -> dict[str, Any]:
-    """Return the last status of a run; an empty dict if there is none that can be read."""
+def read_status(path: Path) -> dict[str, Any]:
+    """Return the last status of a run; an empty dict if its file cannot be read."""
     with suppress(OSError, ValueError):
-        found = json.loads((home / STATUS_FILE).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(found, dict):
             return found
     return {}

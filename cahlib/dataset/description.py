@@ -17,6 +17,7 @@ from cahlib import __version__
 from cahlib.core.config import DamagedJob, Job, settings
 from cahlib.core.errors import RunError
 from cahlib.core.fingerprint import setting_differences, settings_digest
+from cahlib.core.run_directory import RunDirectory
 from cahlib.dataset.checksummed_json import decode_checksummed, encode_checksummed
 from cahlib.dataset.layout import CURRENT_LAYOUT
 from cahlib.dataset.manifest import read_manifests
@@ -92,7 +93,7 @@ def read_description(place: str | Path) -> Description | None:
 
 def stored_job(folder: Path) -> Job | None:
     """Return the stored job of a dataset's run, or None, with a warning if it is damaged."""
-    path = folder / "run" / "job.json"
+    path = RunDirectory(folder).job
     try:
         return _sound(path, Job.stored(path))
     except DamagedJob as error:

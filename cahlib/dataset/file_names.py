@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cahlib.core.atomic import TEMPORARY_SUFFIX
 from cahlib.core.errors import ConfigError
+from cahlib.core.run_directory import RunDirectory
 from cahlib.dataset.layout import (
     FOLDERS,
     FURTHER_SUFFIX,
@@ -22,7 +23,8 @@ from cahlib.dataset.tar_index import TAR_INDEX_FILES
 
 #: Files in the dataset's folder itself, and those in its `run` that are opened.
 _TOPS = (*PAGES, "dataset.json", "changes.jsonl")
-_RUN = tuple(f"run/{name}" for name in ("lock", "job.json", "ledger.sqlite", "live.json"))
+_HOME = RunDirectory()
+_RUN = tuple(map(str, (_HOME.lock, _HOME.job, _HOME.ledger, _HOME.status)))
 
 #: How the names of files begin that a cloud drive may have copied.
 DATASET_PREFIXES = tuple(
@@ -83,7 +85,7 @@ def require_writable(folder: Path) -> None:
 
     Better now than when the first shard is ready after an hour.
     """
-    for name in ("", "run"):
+    for name in ("", _HOME.path):
         _require_rights(folder / name, os.R_OK | os.W_OK | os.X_OK)
     for name in dataset_folders(files_at(folder).folders()):
         _require_rights(folder / name, os.R_OK | os.W_OK | os.X_OK)

@@ -38,13 +38,6 @@ PAGES: Mapping[str, re.Pattern[bytes]] = {
     "README.md": re.compile(rb"\d shards? of [\w ]+, found by cahlib\. "),
 }
 
-#: Ids of shards whose files are on another machine, one per line: a session elsewhere was given
-#: only their manifests.
-ELSEWHERE = "run/elsewhere"
-
-#: The session elsewhere that a folder belongs to, if any.
-SESSION = "run/session"
-
 _NUMBERED = re.compile(r"images/(\d{5,})\.tar")
 
 #: The form that re-encodes other formats as JPEG, so that all samples have the same extension.

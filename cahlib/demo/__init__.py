@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from cahlib.core.config import Crawl, Download, Job, Judge, Output
+from cahlib.core.run_directory import RunDirectory
 from cahlib.demo.web import Web
 
 #: The tiny model's folder: open_clip's config, the weights and the words.
@@ -26,7 +27,7 @@ MOST_BYTES = 1_000_000
 def port(output: str) -> int:
     """The port that an earlier demo in this folder used, so that its run can go on; else 0."""
     try:
-        before = json.loads((Path(output) / "run" / "job.json").read_text(encoding="utf-8"))
+        before = json.loads(RunDirectory(Path(output)).job.read_text(encoding="utf-8"))
         return int(before["replay"].rpartition(":")[2])
     except (OSError, ValueError, KeyError, AttributeError):
         return 0

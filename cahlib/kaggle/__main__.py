@@ -16,6 +16,7 @@ from cahlib.core.config import Crawl, Job, settings
 from cahlib.core.errors import CahError, ConfigError, missing_library_error
 from cahlib.core.judge_settings import split_threshold
 from cahlib.core.lock import lock_dataset
+from cahlib.core.run_directory import RunDirectory
 from cahlib.core.secret_store import WATCHDOG_VARIABLE
 from cahlib.core.settings import Option, Setting
 from cahlib.core.signals import silence_terminal, termination_signals
@@ -116,7 +117,7 @@ def _attended(told: Mapping[str, str]) -> int:
         _say(describe_interruption(session, kaggle.user))
         return 130
     _say(f"the dataset is in {folder}; the same command goes on with it in another session.")
-    told = status.read_status(folder / "run")
+    told = status.read_status(RunDirectory(folder).status)
     if left := status.shards_left(told):
         return report_stopped(left, told["shards"])
     return 1 if told.get("failed") else 0
@@ -141,7 +142,7 @@ def _own(told: Mapping[str, str]) -> Path | None:
     if _secret(told) or told.get("CAH_SWARM", "0") == "0" == told.get("CAH_CORES", "0"):
         return None
     given = {"output": told["CAH_OUTPUT"]} if told.get("CAH_OUTPUT") else {}
-    return Job.from_values(given).output.folder / "run" / "swarm"
+    return RunDirectory(Job.from_values(given).output.folder).swarm
 
 
 #: Settings that may name files of this machine, and how to tell.

@@ -20,7 +20,7 @@ import psutil
 from cahlib.core import status
 from cahlib.core.background import BackgroundLoop
 from cahlib.core.errors import ConfigError
-from cahlib.dataset.layout import SESSION
+from cahlib.core.run_directory import RunDirectory
 
 #: Names of the files in the kernel's private input.
 TICKET_NAME, STATE_ARCHIVE = "ticket.json", "state.pack"
@@ -52,13 +52,14 @@ def receive_settings(
     if settings.get("engine"):
         settings["engine"] = str(_found(inputs, TICKET_NAME))
     home = Path(settings["output"])
-    (home / SESSION).parent.mkdir(parents=True, exist_ok=True)
-    (home / SESSION).write_text(session)
+    run = RunDirectory(home)
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.session.write_text(session)
     if settings.get("swarm") or settings.get("cores"):
-        (home / "run" / "swarm").mkdir(exist_ok=True)
-        (home / "run" / "swarm" / "run").write_text(session_run_name(session))
+        run.swarm.mkdir(exist_ok=True)
+        run.swarm_name.write_text(session_run_name(session))
     for state in sorted(inputs.rglob(STATE_ARCHIVE)):
-        if not (home / "run" / "ledger.sqlite").exists():  # else the cell is run once more
+        if not run.ledger.exists():  # else the cell is run once more
             with tarfile.open(state) as pack:
                 pack.extractall(home, filter="data")
     BackgroundLoop(_LOOK, partial(stop_when_full, home), at_once=True).start()
@@ -69,7 +70,7 @@ def stop_when_full(home: Path, most: int = MAX_OUTPUT) -> bool:
     """Stop the run, as Ctrl-C does, if its output is near the bytes that are kept; return if so."""
     if _size(home.parent) < most:
         return False
-    told = status.read_status(home / "run")
+    told = status.read_status(RunDirectory(home).status)
     if status.is_alive(told):
         os.kill(int(told["pid"]), signal.SIGTERM)
     return True

@@ -19,8 +19,9 @@ from typing import Any
 
 from cahlib.core.config import Job, Output, replace_settings
 from cahlib.core.errors import ConfigError
+from cahlib.core.run_directory import RunDirectory
 from cahlib.dataset.description import DESCRIPTION_FILE
-from cahlib.dataset.layout import ELSEWHERE, LAYOUT, MANIFESTS
+from cahlib.dataset.layout import LAYOUT, MANIFESTS
 from cahlib.kaggle.in_kernel import STATE_ARCHIVE, TICKET_NAME
 from cahlib.swarm import wheel
 
@@ -130,7 +131,7 @@ def write_inputs(folder: Path, output: Output, ticket: bytes | None) -> None:
     (folder / "pins.txt").write_text("".join(pins))
     if ticket:
         (folder / TICKET_NAME).write_bytes(ticket)
-    if (output.folder / "run" / "ledger.sqlite").exists():
+    if RunDirectory(output.folder).ledger.exists():
         _state(folder / STATE_ARCHIVE, output.folder, metadata=output.duplicates != "keep")
 
 
@@ -169,14 +170,14 @@ def _state(target: Path, dataset: Path, *, metadata: bool) -> None:
     """
     copy = target.with_suffix(".sqlite")
     with (
-        closing(sqlite3.connect(dataset / "run" / "ledger.sqlite")) as ledger,
+        closing(sqlite3.connect(RunDirectory(dataset).ledger)) as ledger,
         closing(sqlite3.connect(copy)) as other,
     ):
         ledger.backup(other)  # consistent, even if its last writer was killed
     with tarfile.open(target, "w") as pack:
-        pack.add(copy, "run/ledger.sqlite")
+        pack.add(copy, str(RunDirectory().ledger))
         names = "".join(f"{shard}\n" for shard in sorted(committed_shard_ids(dataset))).encode()
-        elsewhere = tarfile.TarInfo(ELSEWHERE)
+        elsewhere = tarfile.TarInfo(str(RunDirectory().elsewhere))
         elsewhere.size = len(names)
         pack.addfile(elsewhere, BytesIO(names))
         if (dataset / DESCRIPTION_FILE).exists():

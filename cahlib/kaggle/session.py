@@ -22,7 +22,8 @@ from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, RunError
 from cahlib.core.lock import lock_dataset
 from cahlib.core.retry import retry
-from cahlib.dataset.layout import ELSEWHERE, SESSION
+from cahlib.core.run_directory import RunDirectory
+from cahlib.dataset.layout import MANIFESTS
 from cahlib.kaggle import pack
 from cahlib.kaggle.in_kernel import session_run_name
 from cahlib.kaggle.limits import MAX_QUEUE_HOURS, allowed_hours
@@ -34,16 +35,17 @@ _LATE = 0.1
 
 #: The part of a kernel's output that is the dataset; what is fetched last; what is not fetched.
 _BELOW = "dataset/"
-_LAST = tuple(f"{_BELOW}{name}" for name in ("shards/", "dataset.json", "run/"))
+_RUN = RunDirectory()
+_LAST = tuple(f"{_BELOW}{name}" for name in (f"{MANIFESTS}/", "dataset.json", f"{_RUN.path}/"))
 _NOT = tuple(
     f"{_BELOW}{name}"
     for name in (
-        "run/parcels/",
-        "run/ticket/",
-        "run/swarm/run",
-        "run/job.json",
-        ELSEWHERE,
-        SESSION,
+        f"{_RUN.parcels}/",
+        f"{_RUN.path}/ticket/",
+        _RUN.swarm_name,
+        _RUN.job,
+        _RUN.elsewhere,
+        _RUN.session,
     )
 )
 
@@ -79,7 +81,7 @@ class SessionNote:
 
     @classmethod
     def of(cls, job: Job) -> SessionNote:
-        return cls(job.output.folder / "run" / "kaggle.json")
+        return cls(RunDirectory(job.output.folder).kaggle)
 
     @property
     def inputs(self) -> str:
@@ -281,9 +283,9 @@ def fetch_output(kaggle: KaggleAccount, kernel: str, folder: Path) -> int:
     }
     order = sorted(wanted, key=lambda name: name.startswith(_LAST))
     for name in order:
-        if name == f"{_BELOW}run/ledger.sqlite":
+        if name == f"{_BELOW}{_RUN.ledger}":
             for kind in ("-wal", "-shm"):  # of the ledger that it replaces
-                (folder / "run" / f"ledger.sqlite{kind}").unlink(missing_ok=True)
+                (folder / f"{_RUN.ledger}{kind}").unlink(missing_ok=True)
         target = folder / name.removeprefix(_BELOW)
         download = partial(kaggle.download, wanted[name], target)
         retry(download, errors=KaggleUnavailable, pauses=(0, 0))
@@ -293,7 +295,7 @@ def fetch_output(kaggle: KaggleAccount, kernel: str, folder: Path) -> int:
 def _worked_for(kaggle: KaggleAccount, kernel: str) -> str:
     """Return the session of a kernel's output; "" if the kernel had not recorded it yet."""
     for name, url in kaggle.outputs(kernel):
-        if name == f"{_BELOW}{SESSION}":
+        if name == f"{_BELOW}{_RUN.session}":
             with tempfile.TemporaryDirectory(prefix="cahlib-kaggle-") as made:
                 kaggle.download(url, told := Path(made, "session"))
                 return told.read_text(encoding="utf-8")

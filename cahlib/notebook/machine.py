@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cahlib.core.run_directory import RunDirectory
 from cahlib.run.disk_space import folder_size, format_size, free_space
 
 #: Seconds between two looks: each walks through the dataset's files.
@@ -42,7 +43,8 @@ class MachineMonitor:
             free = None
             with suppress(OSError):
                 free = free_space(dataset)
-            self._last = MachineState(gpus=gpus, free=free, size=folder_size(dataset, but="run"))
+            size = folder_size(dataset, but=RunDirectory(dataset).path)
+            self._last = MachineState(gpus=gpus, free=free, size=size)
             self._at, self._of = time.monotonic(), dataset
         return self._last
 

@@ -85,9 +85,9 @@ class OrphanMonitor:
 
 def _name(child: RunProcess) -> str:
     """Return by which name the cloud knows the servers of a run; "" if it had none."""
-    path = _state(child) / "run"
+    path = child.directory.swarm_name
     return path.read_text() if path.exists() else ""
 
 
 def _state(child: RunProcess) -> Path:
-    return child.home / "swarm"
+    return child.directory.swarm

@@ -20,6 +20,7 @@ import ipywidgets as widgets
 from cahlib.core.background import BackgroundLoop
 from cahlib.core.config import Job, Output, rename_former
 from cahlib.core.errors import CahError, RunError, missing_library_error
+from cahlib.core.run_directory import RunDirectory
 from cahlib.core.secret_store import WATCHDOG_VARIABLE
 from cahlib.crawl import index
 from cahlib.notebook import state, view
@@ -361,7 +362,9 @@ class Panel:
         self._refresh()
 
     def _home(self) -> Path:
-        return Output(output=self.form.fields["output"].text.strip() or "dataset").folder / "run"
+        return RunDirectory(
+            Output(output=self.form.fields["output"].text.strip() or "dataset").folder
+        ).path
 
     def _say(self, sentence: str, *, bad: bool = False) -> None:
         self.message.value = view.message_html(sentence, bad=bad)

@@ -23,6 +23,7 @@ from cahlib.core.atomic import write_file
 from cahlib.core.config import Job, settings
 from cahlib.core.errors import CahError, ConfigError, RunError
 from cahlib.core.retry import wait_until
+from cahlib.core.run_directory import RunDirectory
 from cahlib.core.secret_store import STATE_VARIABLE, WATCHDOG_VARIABLE
 from cahlib.notebook.fields import format_value
 from cahlib.notebook.runtime import TOKEN_VARIABLE
@@ -53,7 +54,11 @@ class RunProcess:
 
     @classmethod
     def of(cls, job: Job) -> RunProcess:
-        return cls(job.output.folder / "run")
+        return cls(RunDirectory(job.output.folder).path)
+
+    @property
+    def directory(self) -> RunDirectory:
+        return RunDirectory(self.home.parent)
 
     @property
     def log(self) -> Path:
@@ -62,7 +67,7 @@ class RunProcess:
     @property
     def has_servers(self) -> bool:
         """Return whether the run may have servers in the cloud."""
-        return (self.home / "swarm" / "run").exists()
+        return self.directory.swarm_name.exists()
 
     def start(
         self,
@@ -78,7 +83,7 @@ class RunProcess:
         token = token if servers else ""  # a process that makes none has no use for it
         try:
             self.home.mkdir(parents=True, exist_ok=True)
-            (self.home / status.STATUS_FILE).unlink(missing_ok=True)
+            self.directory.status.unlink(missing_ok=True)
             self._keep_log()
             with open(self.log, "wb") as log:
                 self._begin(["run", *run_options(job)], log, _environment(environment, token))
@@ -96,7 +101,7 @@ class RunProcess:
 
     def live(self) -> dict[str, Any]:
         """Return the run's last status."""
-        return status.read_status(self.home)
+        return status.read_status(self.directory.status)
 
     def said(self, *, lines: int = 8) -> list[str]:
         """Return the last lines of its log."""

@@ -20,6 +20,7 @@ from IPython.display import HTML, FileLink, display
 
 from cahlib.core.atomic import new_file
 from cahlib.core.errors import CahError, RunError
+from cahlib.core.run_directory import RunDirectory
 from cahlib.notebook.dataset_view import DatasetView
 from cahlib.notebook.inputs import accept_messages
 from cahlib.notebook.panel import Panel
@@ -181,7 +182,7 @@ class Results:
         with new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for each in sorted(self.folder.rglob("*")):
                 within = each.relative_to(self.folder)
-                if each.is_file() and within.parts[0] != "run":
+                if each.is_file() and not RunDirectory().holds(within):
                     archive.write(each, Path(self.folder.name) / within)
         if self._link:
             link: Any = FileLink(os.path.relpath(path))  # type: ignore[no-untyped-call]

@@ -63,12 +63,12 @@ def _saved(folder: Path) -> list[tuple[Path, int]]:
     return [(each, most) for each, most in _SAVED.items() if folder.absolute().is_relative_to(each)]
 
 
-def folder_size(folder: Path, *, but: str = "") -> int:
-    """Return the bytes of a folder's files, except those of the subfolder ``but``."""
+def folder_size(folder: Path, *, but: Path | None = None) -> int:
+    """Return the bytes of a folder's files, except those in the folder ``but``."""
     size = 0
     for place, inner, names in os.walk(folder):
-        if Path(place) == folder and but in inner:
-            inner.remove(but)
+        if but and Path(place) == but.parent and but.name in inner:
+            inner.remove(but.name)
         for name in names:
             with suppress(OSError):  # it was renamed just now
                 size += os.stat(os.path.join(place, name)).st_size

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cahlib.core import status
 from cahlib.core.config import Job
 from cahlib.core.rates import Rates, rates_for
+from cahlib.core.run_directory import RunDirectory
 from cahlib.core.wording import plural
 
 
@@ -112,7 +113,7 @@ def _paid_hours(servers: ServerPrice | None) -> float:
 
 def _done(job: Job) -> int:
     """Return how many shards earlier launches have done."""
-    done = status.read_status(job.output.folder / "run").get("done", 0)
+    done = status.read_status(RunDirectory(job.output.folder).status).get("done", 0)
     return done if isinstance(done, int) else 0
 
 

@@ -16,6 +16,7 @@ from cahlib.core.config import Job, settings
 from cahlib.core.errors import ConfigError, Stopped, folder_errors
 from cahlib.core.lock import lock_dataset
 from cahlib.core.requirements import require_nickname
+from cahlib.core.run_directory import RunDirectory
 from cahlib.core.secret_store import secret_path
 from cahlib.dataset.description import (
     describe_job,
@@ -48,7 +49,7 @@ def open_run_directory(
     called for each parcel that the tracker rejects, those of an earlier launch included. ``resume``
     updates the ledger from the dataset. Raise ConfigError if the dataset is another job's.
     """
-    folder, home = job.output.folder, job.output.folder / "run"
+    folder, home = job.output.folder, RunDirectory(job.output.folder)
     with folder_errors(folder):
         _unclaimed(folder)
     with folder_errors(folder), lock_dataset(folder):
@@ -59,7 +60,7 @@ def open_run_directory(
         try:
             ledger.recover()
             resume(job, ledger)
-            job.store(home / "job.json")  # not before: what was refused is not the dataset's job
+            job.store(home.job)  # not before: what was refused is not the dataset's job
             if job.place.tracker:
                 remote = _shared(job, ledger, role, stop)
                 remote.on_rejected_parcel = refused  # before reports of the last launch are sent
@@ -107,7 +108,7 @@ def _shared(job: Job, ledger: LocalLedger, role: str, stop: threading.Event) -> 
     tracker = TrackerClient(job.place.tracker, team=job.place.team, sleep=pause)
     folder = job.output.folder
     options = WorkerOptions(nickname=job.nickname, kind=role)
-    remote = RemoteLedger(ledger, tracker, folder / "run/tracker.json", options)
+    remote = RemoteLedger(ledger, tracker, RunDirectory(folder).tracker, options)
     remote.read_similarities = partial(_similarities, folder)
     return remote
 
@@ -130,7 +131,7 @@ def _unclaimed(folder: Path) -> None:
     notebook creates one before the run begins. Without both, the pages are identified by content.
     """
     found = [name for name in PAGES if (folder / name).exists()]
-    if not found or (folder / "run" / "job.json").exists() or _committed(folder):
+    if not found or RunDirectory(folder).job.exists() or _committed(folder):
         return
     strange = [name for name in found if not PAGES[name].search(_bytes(folder / name))]
     if strange:
@@ -148,65 +149,65 @@ def _bytes(path: Path) -> bytes:
         return b""
 
 
-def _unpublished(home: Path) -> None:
+def _unpublished(home: RunDirectory) -> None:
     """Exclude the run directory from what people publish by git and by `hf upload`."""
-    ignored = home.parent / ".gitignore"
+    ignored, name = home.dataset / ".gitignore", home.path.name
     if not ignored.exists():
-        write_file(ignored, f"# {home.name}/ is no part of the dataset\n/{home.name}/\n".encode())
-    if (home / "swarm" / "keys").exists():  # as an earlier version left them
-        secret_path(home / "swarm", "keys")
+        write_file(ignored, f"# {name}/ is no part of the dataset\n/{name}/\n".encode())
+    if (home.swarm / "keys").exists():  # as an earlier version left them
+        secret_path(home.swarm, "keys")
 
 
-def _make_way(job: Job, home: Path) -> None:
+def _make_way(job: Job, home: RunDirectory) -> None:
     """Remove another job that produced nothing, e.g. because its crawl or model does not exist.
 
     Its ledger is removed too, as it lists another crawl. A ledger of a tracker's shards stays: the
     tracker decides which of them are still ours.
     """
-    before = stored_job(home.parent)
+    before = stored_job(home.dataset)
     changed = set(job.differences(before)) if before else set()
     if not changed or _has_pairs(home):
         return
     # parcels scraped before a model failed to load can be used by any model and form
     serves = changed <= {each.name for each in settings() if each.group in ("judge", "output")}
-    if any((home / "parcels").glob("*.json")) and not serves:
+    if any(home.parcels.glob("*.json")) and not serves:
         return
-    (home / "job.json").unlink()
+    home.job.unlink()
     if not job.place.tracker:
-        for each in home.glob("ledger.sqlite*"):
+        for each in home.ledger_files():
             each.unlink()
 
 
-def _ledger(job: Job, home: Path) -> LocalLedger:
+def _ledger(job: Job, home: RunDirectory) -> LocalLedger:
     """Open the ledger of a job; another job's, copied here with its `run`, is set aside.
 
     So are the parcels beside it, which belong to other shards or have other images. A tracker's
     ledger is not checked: the tracker decides about its shards.
     """
     ours = describe_job(job).digest
-    ledger = LocalLedger.open_or_replace(home / "ledger.sqlite")
+    ledger = LocalLedger.open_or_replace(home.ledger)
     if not (job.place.tracker or ledger.belongs_to(ours)):
         ledger.close()
-        aside = Path(tempfile.mkdtemp(prefix="another-", dir=home))
-        for path in (*home.glob("ledger.sqlite*"), home / "parcels"):
+        aside = Path(tempfile.mkdtemp(prefix="another-", dir=home.path))
+        for path in (*home.ledger_files(), home.parcels):
             if path.exists():
                 path.rename(aside / path.name)
         _log.warning(
             "The ledger in %s is that of a job with other settings; it is rebuilt from the "
             "dataset, and the old one is kept in %s.",
-            home,
+            home.path,
             aside,
         )
-        ledger = LocalLedger.open_or_replace(home / "ledger.sqlite")
+        ledger = LocalLedger.open_or_replace(home.ledger)
     ledger.assign_to(ours)
     return ledger
 
 
-def _has_pairs(home: Path) -> bool:
+def _has_pairs(home: RunDirectory) -> bool:
     """Return whether a run has committed a shard."""
-    if _committed(home.parent):
+    if _committed(home.dataset):
         return True
-    ledger = LocalLedger.open_or_replace(home / "ledger.sqlite")
+    ledger = LocalLedger.open_or_replace(home.ledger)
     try:
         return bool(ledger.in_state(COMMITTED, "done", "damaged"))
     finally:

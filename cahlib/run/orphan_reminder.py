@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from cahlib.core.errors import CahError
+from cahlib.core.secret_store import run_name_file
 
 #: Seconds that a command waits at its end for a slow cloud.
 _TIMEOUT = 4.0
@@ -28,7 +29,8 @@ def orphan_reminder(
         yield
         return
     asking = threading.Event()
-    named = {(own / "run").read_text()} if own and (own / "run").exists() else set[str]()
+    name = run_name_file(own) if own else None
+    named = {name.read_text()} if name and name.exists() else set[str]()
     target = partial(_report, token, named | {run}, report, asking)
     thread = threading.Thread(target=target, daemon=True)
     thread.start()

@@ -37,6 +37,7 @@ from cahlib.core.progress import (
 from cahlib.core.rates import RateRecorder
 from cahlib.core.records import Image, Judged, Parcel, Shard, Stage, Stats
 from cahlib.core.requirements import require_contact
+from cahlib.core.run_directory import RunDirectory
 from cahlib.crawl.candidates import check_link_rules
 from cahlib.crawl.shards import list_shards
 from cahlib.dataset.description import commit_shards, describe_continued
@@ -87,7 +88,7 @@ def run(
     ledger has. ``scraping`` opens the engine. Raise ConfigError before anything is started,
     RunError if the run cannot continue.
     """
-    folder = job.output.folder
+    folder, home = job.output.folder, RunDirectory(job.output.folder)
     if job.output.url:
         check_destination(job.output.url, job.output.folder)
     with folder_errors(folder):
@@ -101,7 +102,7 @@ def run(
     stop = stop or threading.Event()
     with (
         open_run_directory(job, role=role, stop=stop, resume=resume) as ledger,
-        status.record_status(folder / "run", listener, stopping=stop.is_set) as listener,
+        status.record_status(home.status, listener, stopping=stop.is_set) as listener,
         folder_errors(folder),
     ):
         ledger.retries = role == RETRY
@@ -109,7 +110,7 @@ def run(
             listed = partial(list_shards, job.crawl, contact=job.download.contact, taken=TAKEN)
             ledger.fill(lambda known: listed(known=known))
         # a killed launch may have left some between "done" and their removal
-        parcels.remove_leftovers(folder / "run" / "parcels", ledger.in_state("done"))
+        parcels.remove_leftovers(home.parcels, ledger.in_state("done"))
         if ledger.has_more() or ledger.in_state(COMMITTED):
             work = _Work(job, ledger, stop, scraping, harmful)
             limits = {"tick": tick, "hours": job.place.hours}
@@ -152,7 +153,7 @@ class _Work:
         self._job, self._ledger, self._stop, self._scraping = job, ledger, stop, scraping
         self._harmful = harmful
         self._folder = job.output.folder
-        self._parcels = self._folder / "run" / "parcels"
+        self._parcels = RunDirectory(self._folder).parcels
         self._failures = FailureHandler(ledger, self._folder, attempts=job.place.attempts)
         self._slices = FailedLinks(self._folder, job)
         self._away = self._parcels  #: where the scrapers write them

@@ -19,6 +19,7 @@ import pyarrow as pa
 from cahlib.core.atomic import write_file
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError
+from cahlib.core.run_directory import RunDirectory
 from cahlib.core.wording import plural
 from cahlib.dataset.description import (
     commit_shards,
@@ -27,7 +28,6 @@ from cahlib.dataset.description import (
     forget_shards,
 )
 from cahlib.dataset.inventory import Inventory, ShardState
-from cahlib.dataset.layout import ELSEWHERE
 from cahlib.dataset.maintain.numbering import has_numbered_tar, unnumber_tars
 from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifests
 from cahlib.dataset.write.shard_writer import read_uids, recover_interrupted
@@ -96,7 +96,7 @@ class _Resuming:
         self._settings = describe_job(job).digest
         self._here = Inventory(self._folder)
         self._there = Inventory(self._url) if self._url else None
-        away = self._folder / ELSEWHERE
+        away = RunDirectory(self._folder).elsewhere
         self._elsewhere = set(away.read_text().split()) if away.exists() else set[str]()
         self._entered = self._old = 0
         #: ids of whole shards, by place

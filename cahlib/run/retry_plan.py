@@ -22,6 +22,7 @@ from cahlib.core.errors import ConfigError, RunError, ShardError
 from cahlib.core.lists import md5_digest
 from cahlib.core.records import ERASED_REASONS, Candidate, Shard, Stage
 from cahlib.core.retries import RETRYABLE_REASONS, Retry, attempt_id, parse_attempt, parse_retry
+from cahlib.core.run_directory import RunDirectory
 from cahlib.core.wording import plural
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.failed_links import write_failed_links
@@ -38,7 +39,7 @@ from cahlib.dataset.outcomes import read_outcomes, restore_candidate
 from cahlib.parcel.metadata import INVALID_JSON
 
 #: Where a dataset's folder has the plan of a retry that is not done.
-_PLAN = "run/retry.json"
+_PLAN = str(RunDirectory().path / "retry.json")
 
 #: The role of a run that retries.
 RETRY = "retry"
@@ -294,7 +295,7 @@ class FailedLinks(Slices):
 
     def __init__(self, folder: Path, job: Job) -> None:
         """``folder`` is the dataset's."""
-        super().__init__(folder / "run" / "links", job.download.contact)
+        super().__init__(RunDirectory(folder).slices, job.download.contact)
         self._place, self._blocked = folder, Blocklists.load(job.crawl)
 
     def cut(

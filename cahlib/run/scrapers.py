@@ -20,6 +20,7 @@ from cahlib.core.progress import SwarmStatus
 from cahlib.core.records import Shard
 from cahlib.core.retries import parse_retry
 from cahlib.core.retry import wait_until
+from cahlib.core.run_directory import RunDirectory
 from cahlib.core.settings import Checked, settings_of
 from cahlib.core.table_rows import parse_rows_url
 from cahlib.engine.protocol import Engine as Engine
@@ -68,7 +69,7 @@ def open_scrapers(
     messages about servers, which ``swarm_status`` describes; ``stop`` is set when they reach their
     cost limit, and cancels their creation. Raise ConfigError for what cannot run there.
     """
-    place, home = job.place, job.output.folder / "run" / "parcels"
+    place, home = job.place, RunDirectory(job.output.folder).parcels
     if not (place.has_servers or place.engine):
         from cahlib.engine.local import local_engine  # imports Dask, which `plan` does not need
 
@@ -158,7 +159,7 @@ def swarm_config(job: Job, watchdog: WatchdogConfig | None = None) -> SwarmConfi
 
 def swarm_directory(job: Job) -> Path:
     """Return the folder of a job's swarm: its name, wheel and logs."""
-    return job.output.folder / "run" / "swarm"
+    return RunDirectory(job.output.folder).swarm
 
 
 def cloud_accounts(tokens: str) -> Sequence[Account]:
@@ -179,7 +180,7 @@ def _reach(job: Job) -> ClusterAddress:
     from cahlib.engine import ticket
     from cahlib.engine.cluster import ClusterAddress
 
-    place, own = job.place, job.output.folder / "run"
+    place, own = job.place, RunDirectory(job.output.folder).path
     if "://" in place.engine:
         reach = ClusterAddress(address=place.engine, staging=place.staging)
     else:

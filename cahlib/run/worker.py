@@ -18,6 +18,7 @@ from cahlib.core.progress import (
 )
 from cahlib.core.records import Shard, Stage, Stats
 from cahlib.core.requirements import require_contact
+from cahlib.core.run_directory import RunDirectory
 from cahlib.crawl.tables.slices import Slices
 from cahlib.engine import local
 from cahlib.ledger.remote import RemoteLedger
@@ -69,8 +70,9 @@ class _WorkerRun:
 
     def __init__(self, job: Job, ledger: RemoteLedger, stop: threading.Event) -> None:
         self._job, self._ledger, self._stop = job, ledger, stop
-        self._folder = job.output.folder / "run" / "parcels"
-        self._slices = Slices(job.output.folder / "run" / "links", job.download.contact)
+        run = RunDirectory(job.output.folder)
+        self._folder = run.parcels
+        self._slices = Slices(run.slices, job.download.contact)
         self._failures = FailureHandler(ledger, job.output.folder, attempts=1)
         self._leased: dict[str, Shard] = {}
         self._delivered = 0

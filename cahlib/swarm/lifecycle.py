@@ -20,7 +20,7 @@ from cahlib.core.background import BackgroundLoop
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.progress import NodeStatus, SwarmStatus
 from cahlib.core.retry import wait_until
-from cahlib.core.secret_store import run_name, secret_path
+from cahlib.core.secret_store import run_name, run_name_file, secret_path
 from cahlib.core.wording import verb
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import RemoteEngine, remote_engine
@@ -129,7 +129,7 @@ def plan_swarm(accounts: Sequence[Account], config: SwarmConfig) -> ServerPlan:
 
 def existing_servers(wanted: ServerPlan, state: Path) -> str:
     """Return how many servers of a run exist already, as a sentence; "" if none does."""
-    there = len(run_servers(wanted.accounts, state)) if (state / "run").exists() else 0
+    there = len(run_servers(wanted.accounts, state)) if run_name_file(state).exists() else 0
     verb_there = verb(there, "exists", "exist")
     return f"{there} of them {verb_there} already." if there else ""
 
@@ -196,7 +196,7 @@ def run_labels(state: Path, *, run: str = "", all_runs: bool = False) -> dict[st
 
     Raise ConfigError if the run has no name yet.
     """
-    if not (run or all_runs or (state / "run").exists()):
+    if not (run or all_runs or run_name_file(state).exists()):
         raise ConfigError(
             f"output: no servers were created for {state.parent.parent}; give the --output of "
             "their run, or its name: `cah swarm down --run NAME` (or --all-runs)."
@@ -253,7 +253,7 @@ def run_billing(accounts: Sequence[Account], state: Path) -> Billing:
 
 def close_billing(state: Path, labels: Mapping[str, str]) -> str:
     """Note that the servers with these labels are deleted; return the costs of the run, if any."""
-    if not (state / "run").exists() or labels.get("run", run_name(state)) != run_name(state):
+    if not run_name_file(state).exists() or labels.get("run", run_name(state)) != run_name(state):
         return ""
     billing = Billing.load(state)
     billing.close(billing.running(), time.time())

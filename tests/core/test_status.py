@@ -16,6 +16,11 @@ from cahlib.dataset.write.gallery import LatestPairs
 from tests.world.judged import judged
 
 
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "live.json"
+
+
 def snapshot(elapsed=1.0, **values):
     stats = Stats()
     stats.left[Stage.JUDGE], stats.dropped[DropReason.TIMEOUT] = 7, 3
@@ -26,11 +31,11 @@ def snapshot(elapsed=1.0, **values):
     )
 
 
-def test_what_a_run_tells_can_be_read_from_elsewhere(tmp_path):
-    with status.record_status(tmp_path, ignore_progress) as listener:
-        assert status.read_status(tmp_path)["state"] == "starting"
+def test_what_a_run_tells_can_be_read_from_elsewhere(path):
+    with status.record_status(path, ignore_progress) as listener:
+        assert status.read_status(path)["state"] == "starting"
         listener(snapshot(latest=({"jpeg": "picture"},)))
-        found = status.read_status(tmp_path)
+        found = status.read_status(path)
         assert (found["state"], found["done"], found["queues"]) == (
             "running",
             1,
@@ -40,7 +45,7 @@ def test_what_a_run_tells_can_be_read_from_elsewhere(tmp_path):
             found
         )
         assert "picture" in str(found)
-    found = status.read_status(tmp_path)
+    found = status.read_status(path)
     assert found["state"] == "ended" and "picture" not in str(found)
 
 
@@ -59,37 +64,40 @@ def test_a_tally_can_be_read_while_it_is_filled():
     assert Stats.from_dict(stats.as_dict()) == stats
 
 
-def test_how_a_run_failed_is_told(tmp_path):
-    with pytest.raises(RunError), status.record_status(tmp_path, ignore_progress):
+def test_how_a_run_failed_is_told(path):
+    with pytest.raises(RunError), status.record_status(path, ignore_progress):
         raise RunError("the disk is full; make room.")
-    assert status.read_status(tmp_path)["sentence"] == "the disk is full; make room."
-    with pytest.raises(ZeroDivisionError), status.record_status(tmp_path, ignore_progress):
+    assert status.read_status(path)["sentence"] == "the disk is full; make room."
+    with (
+        pytest.raises(ZeroDivisionError),
+        status.record_status(path, ignore_progress),
+    ):
         _ = 1 / 0
-    assert "ZeroDivisionError" in status.read_status(tmp_path)["sentence"]
+    assert "ZeroDivisionError" in status.read_status(path)["sentence"]
 
 
-def test_the_file_stays_small_and_keeps_the_whole_time(tmp_path):
-    with status.record_status(tmp_path, ignore_progress) as listener:
+def test_the_file_stays_small_and_keeps_the_whole_time(path):
+    with status.record_status(path, ignore_progress) as listener:
         for second in range(2000):
             listener(snapshot(elapsed=float(second)))
-    points = status.read_status(tmp_path)["history"]
+    points = status.read_status(path)["history"]
     assert 100 < len(points) <= 240 and points[0][0] == 0 and points[-1][0] > 1950
     steps = [later[0] - sooner[0] for sooner, later in zip(points, points[1:], strict=False)]
     assert max(steps) <= 3 * min(steps)
 
 
-def test_a_stop_is_told_and_a_full_disk_ends_nothing(tmp_path):
-    with status.record_status(tmp_path, ignore_progress, stopping=lambda: True) as listener:
+def test_a_stop_is_told_and_a_full_disk_ends_nothing(path):
+    with status.record_status(path, ignore_progress, stopping=lambda: True) as listener:
         listener(snapshot())
-        assert status.read_status(tmp_path)["state"] == "stopping"
-        (tmp_path / f".live.json.{os.getpid()}.part").mkdir()  # nothing can be written any more
+        assert status.read_status(path)["state"] == "stopping"
+        path.with_name(f".live.json.{os.getpid()}.part").mkdir()  # nothing can be written any more
         listener(snapshot())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"'])
-def test_what_is_no_such_file_is_as_none(tmp_path, text):
-    (tmp_path / status.STATUS_FILE).write_text(text)
-    assert status.read_status(tmp_path) == {} and not status.is_alive(status.read_status(tmp_path))
+def test_what_is_no_such_file_is_as_none(path, text):
+    path.write_text(text)
+    assert status.read_status(path) == {} and not status.is_alive(status.read_status(path))
 
 
 def test_a_process_is_known_even_if_its_number_is_used_again():

@@ -8,8 +8,8 @@ import pytest
 
 from cahlib.core.errors import RunError
 from cahlib.core.records import DropReason
+from cahlib.core.run_directory import RunDirectory
 from cahlib.dataset.description import Description, commit_shards
-from cahlib.dataset.layout import SESSION
 from cahlib.dataset.maintain.numbering import number_tars, unnumber_tars
 from cahlib.dataset.maintain.purge import PurgeLists, purge
 from cahlib.dataset.maintain.repair import plan_repair, repair
@@ -218,10 +218,10 @@ def test_a_tar_of_which_nobody_knows_what_it_is_stays(folder, damage):
 
 def test_where_names_must_be_those_of_shards_they_stay(folder):
     own = names(folder)
-    (folder / SESSION).parent.mkdir()
-    (folder / SESSION).write_text("kernel")
+    RunDirectory(folder).path.mkdir()
+    RunDirectory(folder).session.write_text("kernel")
     write_pages(folder, {})
-    (folder / SESSION).unlink()
+    RunDirectory(folder).session.unlink()
     write_pages(folder, {"output": "s3://bucket/set"})
     commit_shards(folder, Description(layout=1), SHARDS)
     write_pages(folder, {})

@@ -29,6 +29,7 @@ from cahlib.core.errors import ConfigError
 from cahlib.core.lists import DigestSet
 from cahlib.core.lock import lock_dataset
 from cahlib.core.records import DropReason
+from cahlib.core.run_directory import RunDirectory
 from cahlib.dataset.description import find_description, stored_job, write_description
 from cahlib.dataset.file_names import require_writable
 from cahlib.dataset.maintain.purge import CHANGES_FILE, change_line, note_change
@@ -49,7 +50,7 @@ from cahlib.dataset.write.columns import Row
 from cahlib.dataset.write.shard_writer import recover_interrupted
 
 #: What is to be done, and the keys of the pairs that go.
-_PLAN, _GONE = "run/selection.json", "run/selection.npy"
+_PLAN, _GONE = RunDirectory().path / "selection.json", RunDirectory().path / "selection.npy"
 
 #: Files of a plan that was not written to its end.
 _BEGUN = re.compile(r"\.?selection\.(npy|json)")
@@ -220,7 +221,7 @@ def reading_source(source: str) -> Iterator[None]:
 
 def _is_begun(path: Path) -> bool:
     """Return whether a file is what the first moments of a selection leave in a new folder."""
-    return path.parent.name == "run" and (
+    return path.parent.name == RunDirectory().path.name and (
         path.name == "lock" or _BEGUN.match(path.name) is not None
     )
 
@@ -238,7 +239,7 @@ def _files_here(source: str, manifest: ShardManifest, folder: Path) -> Iterator[
     if there.folder:
         yield there.folder
         return
-    with tempfile.TemporaryDirectory(dir=folder / "run") as name:
+    with tempfile.TemporaryDirectory(dir=RunDirectory(folder).path) as name:
         for path in manifest.files:
             (Path(name) / path).parent.mkdir(parents=True, exist_ok=True)
             _fetch(there, path, Path(name) / path)
@@ -255,7 +256,7 @@ def _write_about(source: str, folder: Path, into: str) -> None:
     job, at = None, files_at(source).folder
     if at and (found := stored_job(at)):
         job = replace_settings(found, output=into)
-        job.store(folder / "run" / "job.json")
+        job.store(RunDirectory(folder).job)
     write_pages(folder, job.values() if job else {"output": into})
     if url := Output(output=into).url:
         upload_pages(folder, url)

@@ -23,9 +23,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from cahlib.core.errors import CahError, RunError
+from cahlib.core.run_directory import RunDirectory
 from cahlib.dataset import description
 from cahlib.dataset.description import find_description
-from cahlib.dataset.layout import SESSION, part_path, tar_number
+from cahlib.dataset.layout import part_path, tar_number
 from cahlib.dataset.manifest import ShardManifest, read_manifests, tar_path
 from cahlib.dataset.write.shard_writer import ShardWriter, read_uids
 
@@ -36,7 +37,7 @@ def number_tars(folder: Path) -> None:
     Nobody else may write to the folder meanwhile. Datasets of layout 1 are left alone, and
     those where a committed shard has no sound manifest: it may have any of the numbers.
     """
-    if (folder / SESSION).exists() or description.layout_of(folder) in (None, 1):
+    if RunDirectory(folder).session.exists() or description.layout_of(folder) in (None, 1):
         return
     try:
         every = list(read_manifests(folder))

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cahlib.core import status
 from cahlib.core.config import Job
 from cahlib.core.errors import ConfigError, RunError, disk_errors
 from cahlib.core.lists import FILE_HASH, MD5, URL, DigestSet, HashSet, md5_digest, read_entries
 from cahlib.core.lock import lock_dataset
 from cahlib.core.records import DropReason
+from cahlib.core.run_directory import RunDirectory
 from cahlib.dataset.file_names import require_writable
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.maintain.rewrite import RemovalRule, ShardChange, rewrite_shards
@@ -132,10 +132,9 @@ def change_dataset(folder: Path) -> Iterator[None]:
     require_dataset(folder)  # before anything is written to a folder that is not a dataset
     require_writable(folder)
     with lock_dataset(folder):
-        job = Job.stored(folder / "run" / "job.json")
-        (folder / "run" / status.STATUS_FILE).unlink(
-            missing_ok=True
-        )  # a killed run left thumbnails in it
+        job = Job.stored(RunDirectory(folder).job)
+        # a killed run left thumbnails in it
+        RunDirectory(folder).status.unlink(missing_ok=True)
         with ExitStack() as last:
             # even if nothing changed: an earlier launch may have been killed before this
             last.callback(write_pages, folder, job.values() if job else {})
