@@ -12,6 +12,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import regex
@@ -86,14 +87,17 @@ def _load_rules(wanted: tuple[str, ...], unwanted: tuple[str, ...], pattern: str
 
 def _automaton(paths: tuple[str, ...], setting: str, *, least: int) -> Any:
     """Return what finds the entries of some lists in words; None without lists or entries."""
-    entries = {each for path in paths for each in _entries(path, setting)}
-    if paths and len(entries) < least:
-        raise ConfigError(f"{setting}: {', '.join(paths)} lists no word, so no caption would stay.")
-    if not entries:
+    entries = (each for path in paths for each in _entries(path, setting))
+    first = next(entries, None)
+    if first is None:
+        if paths and least:
+            raise ConfigError(
+                f"{setting}: {', '.join(paths)} lists no word, so no caption would stay."
+            )
         return None
     from ahocorasick_rs import AhoCorasick
 
-    return AhoCorasick(entries, store_patterns=False)
+    return AhoCorasick(chain([first], entries), store_patterns=False)
 
 
 def _entries(path: str, setting: str) -> Iterator[str]:
