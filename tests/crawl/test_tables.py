@@ -147,7 +147,6 @@ GOOD = "url,text\nhttp://a.com/1.jpg,one\n"
         ("a.xlsx", b"PK\x03\x04", {}, "it is a zip file or a spreadsheet; unpack it"),
         ("a.csv", "url,url,text\n", {}, "has several columns url; give each a name"),
         ("a.csv", GOOD, {"extra_columns": ("text", "text")}, "extra_columns: text is named twice"),
-        ("a.csv", "url,text,Uid\nx,y,z\n", {"extra_columns": ("all",)}, "Uid of a.csv would"),
     ],
 )  # fmt: skip
 def test_what_is_no_table_of_links_gets_a_sentence(tmp_path, name, data, settings, sentence):

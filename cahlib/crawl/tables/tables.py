@@ -111,8 +111,7 @@ class Table:
         if lacking := [each for each in extras if each not in names]:
             raise self._no_column("extra_columns", lacking[0])
         self._check_single(extras)
-        lower = {each.lower() for each in taken}  # DuckDB and others make no difference
-        if clash := [each for each in extras if each.lower() in lower]:
+        if clash := [each for each in extras if each in taken]:
             free = ",".join(each for each in extras if each not in clash)
             raise ConfigError(
                 f"extra_columns: {listed(clash)} of {file_name(self.url)} would be there twice, "
