@@ -110,7 +110,8 @@ def other_options() -> str:
         of_a_run = own if any(each.dest == "contact" for each in parser._actions) else set()
         for action in parser._actions:
             flags = " ".join(action.option_strings)
-            if flags and action.dest not in {"help", "quiet", *of_a_run}:
+            hidden = action.help == argparse.SUPPRESS
+            if flags and not hidden and action.dest not in {"help", "quiet", *of_a_run}:
                 help = (action.help or "").replace("%%", "%")
                 found.setdefault((flags, help), []).append(f"`{parser.prog}`")
     rows = ((", ".join(names), f"`{flags}`", help) for (flags, help), names in found.items())

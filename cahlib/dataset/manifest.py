@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.lock import is_locked
@@ -98,6 +99,14 @@ class ShardManifest:
     @property
     def stats(self) -> Stats:
         return Stats.from_dict(self.funnel)
+
+
+def host_name(url: str) -> str:
+    """Return the host of a URL, "" if it has none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def manifest_path(shard: str) -> str:

@@ -48,8 +48,10 @@ COMMANDS = {
         "repair": (["dataset"], 0, "Gave up 0 shards"),
         "purge": (["dataset", "--uids", "uids"], 0, "Removed 1 pair from 1 shard."),
         "dedup": (["dataset", "--apply"], 0, "Removed "),
+        "why": (["dataset", "example.com"], 0, "No candidate of this dataset matches"),
     },
     "query": {
+        "browse": (["nothing"], 2, "holds no dataset"),
         "select": (["dataset", "--where", "similarity > 0.4", "--apply"], 0, "Removed "),
     },
     "tracker": {
@@ -76,6 +78,8 @@ COMMANDS = {
 OTHERS = {
     "run": ("gpu", ["--crawl", "a.wat.gz"]),
     "demo": ("gpu", []),
+    "score": ("gpu", ["dataset", "--preset", "quality"]),
+    "retry": ("gpu", ["dataset"]),
     "gpu": ("gpu", ["--tracker", "http://127.0.0.1:1", "--nickname", "ann"]),
     "worker": ("", []),
     "tracker serve": ("tracker", []),

@@ -21,7 +21,7 @@ from unittest import mock
 
 from cahlib.core.config import Judge
 from cahlib.core.records import Image, Stats
-from cahlib.dataset.write.shard_writer import DatasetSpec, write_shard
+from cahlib.dataset.write.shard_writer import DatasetSpec, ScoredParcel, write_shard
 from cahlib.model.scorer import NoScorer
 from tests.benchmarks import inputs
 from tests.benchmarks.bench_judge import MODEL, _tar, read
@@ -94,10 +94,8 @@ def _dataset(folder: Path, tar: Path, shards: int) -> None:
     for number in range(shards):
         part, stats = images[number::shards], Stats()
         judged = NoScorer().judged(part, Judge(no_judge=True), stats)
-        write_shard(
-            folder, judged, parcel=parcel(f"s-{number}", images=len(part)), spec=spec, stats=stats,
-            again=lambda _: None,
-        )  # fmt: skip
+        scored = ScoredParcel(parcel=parcel(f"s-{number}", images=len(part)), stats=stats)
+        write_shard(folder, judged, scored, spec=spec, again=lambda _: None)
 
 
 def _numbered(tar: Path) -> Iterator[Image]:

@@ -8,8 +8,8 @@ import pytest
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.dataset.expression import Evaluator
+from cahlib.dataset.manifest import host_name
 from cahlib.dataset.query import HOST_OF_URL, PairQuery
-from cahlib.dataset.write.columns import host_name
 from tests.world.judged import write
 
 

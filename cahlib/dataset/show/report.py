@@ -18,9 +18,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from cahlib.core.records import Stage
 from cahlib.core.wording import plural
+from cahlib.dataset.manifest import host_name
 from cahlib.dataset.show.charts import BarRow, bar_rows, histogram, timeline
 from cahlib.dataset.show.summary import Summary, percentage, published_settings
-from cahlib.dataset.write.columns import host_name
 from cahlib.model.open_nsfw import NSFW_BANDS
 
 #: Characters of a caption that are shown.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from cahlib.dataset.manifest import GalleryItem
-from cahlib.dataset.write.columns import host_name
+from cahlib.dataset.manifest import GalleryItem, host_name
 
 #: Pairs shown of each kind by chance, on each side of the threshold, and of a language or a host.
 _SHOWN, _NEAR, _EACH = 24, 12, 4

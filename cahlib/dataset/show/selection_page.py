@@ -15,8 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from cahlib.core.wording import plural
 from cahlib.dataset.maintain.selection import GroupCount, Selection
+from cahlib.dataset.manifest import host_name
 from cahlib.dataset.show.summary import percentage
-from cahlib.dataset.write.columns import Row, host_name
+from cahlib.dataset.write.columns import Row
 from cahlib.dataset.write.gallery import Thumbnail
 
 #: What marks a page that may be replaced.

@@ -24,6 +24,9 @@ _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"}
 #: User name and password in a URL, kept out of messages.
 _LOGIN = re.compile(r"(?<=://)[^/@]*@")
 
+#: What listing a folder fails with where there is none.
+_NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
 
 class StorageBusy(RunError):
     """A storage asks to wait before the next request."""
@@ -134,12 +137,14 @@ class DatasetFiles:
         with self.reading(""):
             try:
                 if self.folder:
-                    with os.scandir(self.folder) as entries:
-                        return [each.name for each in entries if each.is_dir()]
+                    names = os.listdir(self.folder)
+                    return [each for each in names if os.path.isdir(self.path(each))]
                 self.fs.invalidate_cache()
                 entries = self.fs.ls(self.root, detail=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) or error.errno in _NO_FOLDER:
+                    return []
+                raise
         found = (each["name"].rstrip("/") for each in entries if each["type"] == "directory")
         return [path.rpartition("/")[2] for path in found if path != self.root]
 

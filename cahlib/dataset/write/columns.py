@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -217,14 +216,6 @@ def canonical_json(values: Any) -> bytes:
     """Return JSON in UTF-8 with sorted keys: the same values give the same bytes."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "replace")
-
-
-def host_name(url: str) -> str:
-    """Return the host of a URL, "" if it has none."""
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
 
 
 def _valid(value: Any, is_number: bool = False) -> Any:

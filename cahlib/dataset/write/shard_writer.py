@@ -49,6 +49,7 @@ from cahlib.dataset.manifest import (
     ShardManifest,
     decode_manifest,
     encode_manifest,
+    host_name,
     manifest_path,
 )
 from cahlib.dataset.metadata import read_metadata
@@ -59,7 +60,6 @@ from cahlib.dataset.write.columns import (
     Row,
     arrow_schema,
     canonical_json,
-    host_name,
     make_row,
 )
 from cahlib.dataset.write.formats import FormatWriter, MatrixWriter, ParquetWriter, WebDatasetWriter
