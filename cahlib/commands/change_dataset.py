@@ -74,7 +74,7 @@ def add(commands: Any) -> None:
 
 
 def _purge(chosen: argparse.Namespace) -> int:
-    from cahlib.core.wording import plural
+    from cahlib.core.wording import plural, verb
     from cahlib.dataset.maintain.purge import PurgeLists, purge
 
     lists = PurgeLists(
@@ -84,7 +84,10 @@ def _purge(chosen: argparse.Namespace) -> int:
     if not (lists.hashes or lists.looks or lists.urls or lists.uids):
         raise MissingSetting("purge: give a list with --hashes, --looks, --urls or --uids.")
     pairs, shards, links = print_changes(purge(dataset_folder(chosen.dataset), lists))
-    others = f" {plural(links, 'link')} of other candidates were removed from the outcomes."
+    others = (
+        f" {plural(links, 'link')} of other candidates {verb(links, 'was', 'were')} removed from "
+        "the outcomes."
+    )
     print(removed_sentence(pairs, shards) + others * bool(links))
     return 0
 

@@ -60,7 +60,7 @@ def add(commands: Any) -> None:
         help="keep at most N pairs for each value of a column, the best by --by",
     )  # fmt: skip
     parser.add_argument(
-        "--top", default="", metavar="N|P%%",
+        "--top", default="", metavar="N|P%",
         help="of what is left then, keep the best N pairs or P percent",
     )  # fmt: skip
     parser.add_argument(

@@ -56,8 +56,8 @@ def _why(chosen: argparse.Namespace) -> int:
     if found.shards_without_outcomes:
         print_note(
             f"{plural(found.shards_without_outcomes, 'shard')} of {found.shards} "
-            f"{verb(found.shards_without_outcomes, 'has', 'have')} no outcomes, so of these only "
-            "pairs and opt-outs are known."
+            f"{verb(found.shards_without_outcomes, 'has', 'have')} no outcomes, so only "
+            f"pairs and opt-outs of {verb(found.shards_without_outcomes, 'it', 'them')} are known."
         )
     return 0
 
@@ -68,7 +68,12 @@ def _lines(link: str, found: Explanation) -> Iterator[str]:
         yield from _unknown(link, found)
         return
     if total > len(shown):
-        yield f"{plural(total, 'candidate')} of {_plain(link)}:"
+        retries = (
+            f", and {found.retries:,} {verb(found.retries, 'retry', 'retries')}"
+            if found.retries
+            else ""
+        )
+        yield f"{plural(total - found.retries, 'candidate')} of {_plain(link)}{retries}:"
         for reason, number in found.reasons.most_common():
             yield f"  {number:,} {_reason(reason, shown)}"
         yield "For example:"
@@ -93,7 +98,7 @@ def _unknown(link: str, found: Explanation) -> Iterator[str]:
         yield f"Links that were dropped before they became candidates are only counted: {listed}."
     if found.erased:
         yield (
-            f"The links of {plural(found.erased, 'candidate')} are not stored, because they were "
+            f"The links of {plural(found.erased, 'outcome')} are not stored, because they were "
             "purged or dropped as known or possible harm."
         )
 
@@ -156,6 +161,7 @@ def _as_json(chosen: argparse.Namespace, found: Explanation) -> dict[str, Any]:
         "link": chosen.link,
         "kind": found.query.kind,
         "found": found.reasons.total(),
+        "retries": found.retries,
         "reasons": dict(found.reasons.most_common()),
         "matches": [
             {

@@ -70,7 +70,8 @@ class Evaluator:
 
     def __init__(self, columns: Mapping[str, pa.DataType], *, seconds: float | None = None) -> None:
         self._columns, self.seconds, self._lock = columns, seconds, threading.Lock()
-        self._by_lower = {name.lower(): name for name in columns}
+        # of WIDTH and width, Width is the first one
+        self._by_lower = {name.lower(): name for name in reversed([*columns])}
         self._duckdb = duckdb.connect(":memory:", config=_SETTINGS)
         kinds = self._duckdb.execute(
             "SELECT DISTINCT function_name, function_type, stability FROM duckdb_functions()"
@@ -79,7 +80,6 @@ class Evaluator:
         self._aggregates = {name for name, kind, _ in kinds if kind == "aggregate"}
         self._functions = {name for name, *how in kinds if how == ["scalar", "CONSISTENT"]}
         self._functions |= _MACROS - self._aggregates
-        self._duckdb.register("empty", pa.schema([*columns.items()]).empty_table())
 
     def columns_of(self, expression: str, option: str) -> list[str]:
         """Return the columns that an expression names.
@@ -99,22 +99,38 @@ class Evaluator:
                 names[self._column(part["column_names"], option)] = None
             elif kind == "FUNCTION":
                 self._check_function(part, option)
+        if len({name.lower() for name in names}) < len(names):
+            alike = [
+                each for each in names if sum(each.lower() == name.lower() for name in names) > 1
+            ]
+            raise ConfigError(
+                f"{option}: {shortened(expression)} names both {' and '.join(alike)}, which SQL "
+                "does not tell apart; name one of them."
+            )
         return [*names]
 
     def type_of(self, expression: str, option: str) -> str:
         """Return the SQL type of an expression; raise as `columns_of` does."""
-        self.columns_of(expression, option)
-        with self._lock, self._errors(option, expression):
-            return str(self._duckdb.sql(f"SELECT (\n{expression}\n) FROM empty").types[0])
+        names = self.columns_of(expression, option) or [*self._columns][:1]
+        empty = pa.schema([(name, self._columns[name]) for name in names]).empty_table()
+        with self._evaluated(expression, empty, option) as found:
+            return str(found.types[0])
 
     def values(self, expression: str, table: pa.Table, option: str) -> pa.ChunkedArray:
         """Return the value of an expression for each row of a table; raise as `columns_of` does."""
         self.columns_of(expression, option)
+        with self._evaluated(expression, table, option) as found:
+            return found.to_arrow_table()["value"]
+
+    @contextmanager
+    def _evaluated(
+        self, expression: str, table: pa.Table, option: str
+    ) -> Iterator[duckdb.DuckDBPyRelation]:
+        """Give the value of an expression for each row of a table, as a relation."""
         with self._lock, self._errors(option, expression):
             self._duckdb.register("pairs", table)
             try:
-                found = self._duckdb.sql(f"SELECT (\n{expression}\n) AS value FROM pairs")
-                return found.to_arrow_table()["value"]
+                yield self._duckdb.sql(f"SELECT (\n{expression}\n) AS value FROM pairs")
             finally:
                 self._duckdb.unregister("pairs")
 
@@ -146,6 +162,8 @@ class Evaluator:
 
     def _column(self, path: Sequence[str], option: str) -> str:
         name = ".".join(path)
+        if name in self._columns:
+            return name
         if found := self._by_lower.get(name.lower()):
             return found
         raise ConfigError(f"{option}: there is no column {name}; {self._meant(name.lower())}")

@@ -1,8 +1,10 @@
 """`cah why`: what became of a link, as people and scripts read it."""
 
 import json
+import shutil
 from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -120,6 +122,18 @@ def test_shards_without_outcomes_are_named(folder, capsys):
     assert "kept, in images/s-1.tar" in ran.stdout
     assert "1 shard of 2 has no outcomes" in ran.stderr
     assert found(capsys, folder, kept["URL"])["shards_without_outcomes"] == 1
+
+
+def test_a_table_s_own_columns_may_have_the_names_of_outcomes(folder, tmp_path, capsys):
+    copied = shutil.copytree(folder, tmp_path / "set")
+    path = copied / "metadata/metadata_s-1.parquet"
+    table = pq.read_table(path)
+    for name in ("url", "text", "reason"):
+        table = table.append_column(name, pa.array(["mine"] * len(table)))
+    pq.write_table(table, path)
+    pair = table.slice(0, 1).to_pylist()[0]
+    (match,) = found(capsys, copied, pair["URL"])["matches"]
+    assert (match["reason"], match["url"], match["text"]) == ("kept", pair["URL"], pair["TEXT"])
 
 
 def test_what_is_unknown_is_said_with_what_is_counted(folder, capsys):

@@ -150,6 +150,23 @@ def test_even_unchecked_sql_reaches_nothing(sql):
         Evaluator({"a": pairs["a"].type})._duckdb.execute(sql).fetchall()
 
 
+def test_of_columns_that_differ_by_capitals_alone_the_spelling_decides():
+    table = pa.table({"WIDTH": [500, 10], "width": ["a", "b"], "n": [1, 2]})
+    sql = Evaluator({field.name: field.type for field in table.schema})
+    for name, kind, values in (
+        ("WIDTH", "BIGINT", [500, 10]),
+        ("Width", "BIGINT", [500, 10]),
+        ("width", "VARCHAR", ["a", "b"]),
+    ):
+        (column,) = sql.columns_of(f"{name} is null or n > 0", "where")[:1]
+        assert (column.lower(), sql.type_of(name, "where")) == ("width", kind)
+        own = table.select([column])
+        assert sql.values(name, own, "where").to_pylist() == values
+    with pytest.raises(ConfigError, match=r"names both WIDTH and width, which SQL does not tell"):
+        sql.type_of("WIDTH > 3 and width = 'a'", "where")
+    assert sql.type_of("1 < 2", "where") == "BOOLEAN"
+
+
 def test_an_evaluation_ends_in_time():
     table = pa.table({"a": np.arange(1_000_000)})
     sql = Evaluator({"a": pa.int64()}, seconds=0.1)

@@ -238,6 +238,20 @@ def test_what_was_purged_or_is_blocked_by_now_is_not_fetched_again(made, folder,
         assert plan.links.total() == len(missing) - count
 
 
+def test_why_tells_retries_from_candidates_and_that_links_were_purged(folder, tmp_path, capsys):
+    retry(folder)
+    every = outcomes(folder)
+    once, again = len(every), sum(len(each) - 1 for each in every.values())
+    out = said(capsys, "why", str(folder), "example.com").stdout
+    assert out.startswith(f"{once} candidates of example.com, and {again} retries:\n")
+    failed = next(row for row in outcome_rows(folder) if row["reason"] == DropReason.HTTP_5XX.value)
+    (tmp_path / "gone").write_text(failed["url"])
+    attempts = sum(row["url"] == failed["url"] for row in outcome_rows(folder))
+    list(purge(folder, PurgeLists(urls=(str(tmp_path / "gone"),))))
+    told = json.loads(said(capsys, "why", str(folder), failed["url"], "--json").stdout)
+    assert (told["found"], told["erased"]) == (0, attempts)
+
+
 def test_a_table_s_columns_are_kept(web, tmp_path):
     table = tables.write(tmp_path / "t.csv", tables.rows(40, tag=lambda n: f"t{n}"))
     wanted = {"crawl": "", "links": (str(table),), "extra_columns": ("tag",), "shard_links": 20}

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import ERASED_REASONS, DropReason, Stage
+from cahlib.core.retries import parse_attempt
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.manifest import (
     ShardManifest,
@@ -46,6 +47,9 @@ _IN_METADATA = {"uid": ["uid"], "url": ["url", "page"], "domain": ["url", "page"
 
 #: The names of the metadata's columns among those of the outcomes.
 _OUTCOME_NAMES = {"URL": "url", "TEXT": "text", "NSFW": "nsfw"}
+
+#: The columns of the metadata that are read: a table's own may have the others' names.
+_READ = ("uid", *_OUTCOME_NAMES, "page", "similarity")
 
 #: What is told of a match.
 _TOLD = (
@@ -79,6 +83,7 @@ class Explanation:
 
     query: LinkQuery
     reasons: Counter[str] = field(default_factory=Counter)
+    retries: int = 0  #: of these, attempts by `cah retry`
     matches: list[Match] = field(default_factory=list)
     shards: int = 0
     shards_without_outcomes: int = 0
@@ -141,7 +146,8 @@ def explain(place: str | Path, query: LinkQuery) -> Explanation:
         found.shards += 1
         found.shards_without_outcomes += not has_outcomes(manifest) and _has_candidates(manifest)
         stats = manifest.stats
-        found.erased += sum(stats.dropped[reason] for reason in ERASED_REASONS)
+        if not has_outcomes(manifest):
+            found.erased += sum(stats.dropped[reason] for reason in ERASED_REASONS)
         for reason in DropReason:
             if reason.stage is Stage.CHOOSE and stats.dropped[reason]:
                 found.dropped_before[reason.value] += stats.dropped[reason]
@@ -167,8 +173,10 @@ def _add_shard(
 ) -> None:
     """Add what matches in a shard; all of it is counted, and the first of each reason read."""
     rows, refused = list[Mapping[str, Any]](), set[str | None]()
-    for batch in _matching(place, manifest, query):
+    is_retry = parse_attempt(manifest.shard.id)[1] > 0
+    for batch in _matching(found, place, manifest, query):
         reasons = batch["reason"].to_pylist()
+        found.retries += len(reasons) * is_retry
         few = [at for reason in {*reasons} for at in _first(reasons, reason)]
         rows += batch.take(pa.array(few, pa.int64())).to_pylist()
         for at in few:
@@ -220,18 +228,20 @@ def _phrase(reason: str) -> str:
 
 
 def _matching(
-    place: str | Path, manifest: ShardManifest, query: LinkQuery
+    found: Explanation, place: str | Path, manifest: ShardManifest, query: LinkQuery
 ) -> Iterator[pa.RecordBatch]:
     """Yield the matching rows of the outcomes, or of the metadata where there are none."""
     if has_outcomes(manifest):
         for batch in read_outcomes(place, manifest):
+            # a purged link may have any reason
+            found.erased += batch["url"].null_count
             yield batch.filter(_hits(batch, _SEARCHED[query.kind], query))
         return
     path = part_path("metadata", manifest.shard.id)
     if path not in manifest.files:
         return
     with files_at(manifest.place or place).open(path) as file:
-        table = read_metadata(file)
+        table = read_metadata(file, _READ)
     table = table.rename_columns([_OUTCOME_NAMES.get(each, each) for each in table.column_names])
     for batch in table.to_batches():
         hits = batch.filter(_hits(batch, _IN_METADATA[query.kind], query))
