@@ -51,7 +51,7 @@ def add(commands: Any) -> None:
     )
     dedup.add_dataset("folder of a dataset")
     dedup.add_argument(
-        "--distance", type=int, default=4, metavar="N",
+        "--distance", type=int, metavar="N",
         help="how many bits of 64 may differ, 0 to 8 [4]",
     )  # fmt: skip
     dedup.add_argument(
@@ -59,7 +59,7 @@ def add(commands: Any) -> None:
         help="compare by meaning: the least cosine of two embeddings, 0.5 to 1, e.g. 0.95",
     )  # fmt: skip
     dedup.add_argument(
-        "--keep", choices=("largest", "most-similar"), default="largest",
+        "--keep", choices=("largest", "most-similar"),
         help="what stays of images that are alike: the largest, or the most similar to its text "
         "[largest]",
     )  # fmt: skip
@@ -99,6 +99,7 @@ def _dedup(chosen: argparse.Namespace) -> int:
     from cahlib.dataset.manifest import require_dataset
     from cahlib.dataset.write.shard_writer import recover_interrupted
 
+    _settle(chosen)
     folder = dataset_folder(chosen.dataset)
     if chosen.apply:
         require_dataset(folder)  # before anything is made in a folder that is somebody else's
@@ -132,6 +133,24 @@ def _dedup(chosen: argparse.Namespace) -> int:
     elif chosen.apply:
         print(removed_sentence(pairs, shards))
     return 0
+
+
+def _settle(chosen: argparse.Namespace) -> None:
+    """Set what was not given; raise ConfigError for an option that would have no effect."""
+    if chosen.semantic is None or chosen.against:
+        chosen.distance = 4 if chosen.distance is None else chosen.distance
+    elif chosen.distance is not None:
+        raise ConfigError(
+            "dedup: --semantic compares embeddings, which have no --distance; run it twice to "
+            "compare by looks too."
+        )
+    if not chosen.against:
+        chosen.keep = chosen.keep or "largest"
+    elif chosen.keep:
+        raise ConfigError(
+            "dedup: --against removes every image that is like one of the evaluation set, so there "
+            "is nothing to choose by --keep; leave it out."
+        )
 
 
 def _found(chosen: argparse.Namespace, folder: Path) -> Duplicates:

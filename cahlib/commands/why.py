@@ -129,8 +129,11 @@ def _match_lines(match: Match) -> Iterator[str]:
 def _compared(match: Match) -> str:
     if match.threshold is None:
         return ""
-    side = "below" if match.known["similarity"] < match.threshold else "at or above"
-    return f", {side} the threshold of {match.threshold:g}"
+    if match.known["similarity"] < match.threshold:
+        return f", below the threshold of {match.threshold:g}"
+    # a model of a cascade drops for the same reason, by a similarity of its own
+    other = "; a model of --cascade dropped it" if match.reason == "dissimilar" else ""
+    return f", at or above the threshold of {match.threshold:g}{other}"
 
 
 def _request(known: Any) -> str:

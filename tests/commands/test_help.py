@@ -28,6 +28,7 @@ def flags(help):
 def test_help_ends_with_an_example_that_is_understood(path, capsys):
     ran = said(capsys, *path.split()[1:], "--help")
     assert (ran.returncode, ran.stderr) == (0, "") and "\x1b" not in ran.stdout
+    assert "%%" not in ran.stdout
     heading, example = ran.stdout.rstrip().splitlines()[-2:]
     words = shlex.split(example.partition(">")[0])
     assert heading == "example:" and " ".join(words).startswith(path)

@@ -88,6 +88,23 @@ def test_a_dropped_pair_tells_its_similarity(folder, capsys):
     assert "below the threshold of 0.3" in out
 
 
+def test_a_pair_that_a_cascade_dropped_is_not_said_to_miss_the_first_threshold(
+    folder, tmp_path, capsys
+):
+    copy = shutil.copytree(folder, tmp_path / "set")
+    path = copy / "outcomes/s-0.parquet"
+    table = pq.read_table(path)
+    at = table["reason"].to_pylist().index("dissimilar")
+    similarities = table["similarity"].to_pylist()
+    similarities[at] = 0.9
+    place = table.column_names.index("similarity")
+    table = table.set_column(place, "similarity", pa.array(similarities, pa.float64()))
+    pq.write_table(table, path)
+    out = told(capsys, copy, table["uid"][at].as_py())
+    assert "dropped, dissimilar: text does not match the image" in out
+    assert "at or above the threshold of 0.3; a model of --cascade dropped it" in out
+
+
 def test_a_failed_link_tells_what_its_server_answered(folder, capsys):
     failed = rows(folder)[21]
     out = told(capsys, folder, failed["url"])
