@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from cahlib.core.config import Job, replace_settings
+from cahlib.core.requirements import require_source
 from cahlib.core.wording import plural
 from cahlib.crawl.shards import count_shards
 from cahlib.crawl.tables.listing import estimate_rows
@@ -87,6 +88,7 @@ def make_quote(job: Job, token: str, *, shards: int | None = None) -> Quote:
 
 def _counted(job: Job) -> Job:
     """Return a job with as many shards as there are, and a table's rows in each, if known."""
+    require_source(job.crawl)
     rows = estimate_rows(job.crawl)
     if not rows:
         return replace_settings(job, shards=count_shards(job.crawl))

@@ -6,6 +6,7 @@ import pytest
 
 from cahlib.core import rates
 from cahlib.core.config import Job, replace_settings
+from cahlib.core.errors import ConfigError
 from cahlib.core.rates import RateRecorder, rates_for
 from cahlib.core.records import Stage, Stats
 from cahlib.run import estimate
@@ -57,13 +58,15 @@ def test_a_table_is_counted_and_what_its_rows_yield_is_measured(tmp_path):
     mine = job(tmp_path, links=(str(path),), shard_links=2000, crawl="")
     assert make_quote(mine, "").estimate.links == pytest.approx(3000)
     assert make_quote(mine, "").estimate.pairs == pytest.approx((3000 * 500 / 8500, 2100))
-    bare = job(tmp_path, links=(str(path),), no_judge=True, model="", preset="laion400m")
+    bare = replace_settings(mine, shard_links=10_000, no_judge=True, model="", preset="laion400m")
     assert make_quote(bare, "").estimate.pairs == pytest.approx((2100, 2100))
     RateRecorder(mine).add(table_shard(8000), scraped=80, worked=10.0)
     fewer = replace_settings(mine, shard_links=100)
     assert make_quote(fewer, "").estimate.links == pytest.approx(1500)
     assert make_quote(fewer, "").estimate.pairs == pytest.approx((37.5, 37.5))
     assert rates_for(job(tmp_path)).links == 8500  # of a crawl that tells nothing
+    with pytest.raises(ConfigError, match="give a crawl or tables of links, not both"):
+        make_quote(replace_settings(mine, crawl="CC-MAIN-2024-10"), "")
 
 
 def table_shard(rows):
