@@ -242,13 +242,16 @@ class BrowsedDataset:
         return self.nearest.vector(int(view.like))
 
     def _uids(self, shard: str) -> list[str]:
-        """Return the uids of a shard's rows."""
+        """Return the uids of a shard's rows; raise RunError if it has others by now."""
         part = next(each for each in self.query.shards if each.shard == shard)
         try:
             with files_at(part.place).open(part_path("metadata", shard)) as file:
-                return [str(uid) for uid in read_metadata(file, ["uid"])["uid"].to_pylist()]
+                uids = [str(uid) for uid in read_metadata(file, ["uid"])["uid"].to_pylist()]
         except (ValueError, OSError, KeyError) as error:
             raise RunError(f"The metadata of {shard} cannot be read ({error}).") from error
+        if len(uids) != part.rows:  # else a row would show the picture of another pair
+            raise RunError(f"{shard} has changed since this page was opened; reload the dataset.")
+        return uids
 
     def _read_manifests(self) -> list[ShardManifest]:
         ids = committed_ids(files_at(self.place).names(MANIFESTS))

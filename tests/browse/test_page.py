@@ -145,8 +145,8 @@ def test_a_picture_of_a_shard_that_changed_is_never_anothers(serve, dataset, sto
     (dataset / "list").write_text(uid)
     assert main(["purge", str(dataset), "--uids", str(dataset / "list")]) == 0
     for row in range(1, 29):
-        status, _, data = page.ask(f"/image/{row}")
-        assert status == 404 or data == stored[row].image.data
+        status, _, told = page.ask(f"/image/{row}")  # pictures of the tests may be alike
+        assert status == 404 and b"has changed since this page was opened" in told
 
 
 def test_only_who_knows_the_token_is_answered(page):
