@@ -40,7 +40,7 @@ _SITE = {"browse.css": "text/css", "browse.js": "text/javascript", "icon.svg": "
 
 
 class Browser:
-    """What the routes share: the dataset as it was read last, the marks and the model."""
+    """The state that the routes share: the dataset as it was read last, the marks and the model."""
 
     def __init__(self, dataset: BrowsedDataset, marks: Marks, model: SearchModel) -> None:
         self.dataset, self.marks, self.model = dataset, marks, model

@@ -49,7 +49,7 @@ _BARS, _BESIDE = 120, 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What is shown, and in which order."""
+    """The pairs that are shown, and their order."""
 
     where: str = ""  #: an SQL condition
     sort: str = ""  #: an SQL expression; "" is the order of the dataset or of the search

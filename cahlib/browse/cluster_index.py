@@ -34,7 +34,7 @@ _SHARE, _LEAST = 0.02, 100_000
 
 
 class _About(msgspec.Struct, frozen=True, kw_only=True):
-    """What an index was made of."""
+    """The data that an index was made of."""
 
     digest: str
     rows: int

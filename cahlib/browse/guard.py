@@ -1,4 +1,4 @@
-"""Who may ask a page's server: the browser that was given its address, and nobody else.
+"""Admission to a page's server: the browser that was given its address, and nobody else.
 
 Other programs and other users of this machine reach a port of loopback, and so does each page in
 the browser. So the address that is printed has a random token, which a cookie then replaces. A page
@@ -33,7 +33,7 @@ TOKEN_HEADER = "X-Cah-Token"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """What a server asks of requests."""
+    """The requirements that requests must meet."""
 
     host: str = "127.0.0.1"  #: the address that it listens at
     framed: bool = False  #: other pages of this machine may show it in a frame

@@ -34,7 +34,7 @@ _FEW = 20_000
 
 
 class CandidateIndex(Protocol):
-    """What names the rows that may be the nearest."""
+    """A source of the rows that may be the nearest."""
 
     def candidates(
         self, vector: Vector, count: int, mask: NDArray[np.bool_] | None

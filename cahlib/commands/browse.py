@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import threading
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cahlib.core.signals import termination_signals
+from cahlib.core.signals import handle_termination
 from cahlib.core.terminal import print_note
 
 
@@ -78,9 +77,5 @@ def _until_ended() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         ended.set()
 
-    before = {each: signal.signal(each, heard) for each in termination_signals()}
-    try:
+    with handle_termination(heard):
         yield ended
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

@@ -45,7 +45,7 @@ from cahlib.core.errors import (
 )
 from cahlib.core.run_directory import RunDirectory
 from cahlib.core.secret_store import WATCHDOG_VARIABLE
-from cahlib.core.signals import silence_terminal, termination_signals
+from cahlib.core.signals import handle_termination, silence_terminal
 from cahlib.core.terminal import confirm, print_note, quiet_output, report_stopped, robust_streams
 from cahlib.run.environment import build_job, read_environment
 from cahlib.run.orphan_reminder import orphan_reminder
@@ -302,12 +302,8 @@ def _stoppable() -> Iterator[threading.Event]:
             file=sys.stderr,
         )
 
-    before = {n: signal.signal(n, heard) for n in termination_signals()}
-    try:
+    with handle_termination(heard):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _tell(outcome: RunResult) -> None:

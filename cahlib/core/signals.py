@@ -21,6 +21,17 @@ def termination_signals() -> list[signal.Signals]:
     ]
 
 
+@contextmanager
+def handle_termination(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Call a handler for these signals meanwhile."""
+    before = {each: signal.signal(each, handler) for each in termination_signals()}
+    try:
+        yield
+    finally:
+        for each, former in before.items():
+            signal.signal(each, former)
+
+
 def silence_terminal() -> None:
     """Redirect a closed terminal's output to /dev/null: after a hang-up each print is an error.
 

@@ -199,7 +199,7 @@ def test_shirts_of_two_colours_both_stay(tmp_path, capsys):
     made = [shown(number, each.convert("RGB")) for number, each in enumerate(every)]
     world.write_these(tmp_path, made, shard="s-0")
     assert main(["dedup", str(tmp_path), "--distance", "8", "--apply"]) == 0
-    assert left(tmp_path) == [3, 4, 5, 7]
+    assert world.left(tmp_path) == [3, 4, 5, 7]
     options = Output(output=str(tmp_path), duplicates="near", distance=8)
     known = DuplicateIndex(options, [], seen=lambda _: False)
     reasons = [known.find_duplicate(each) for each in made]
@@ -219,7 +219,7 @@ def test_a_dataset_of_the_first_layout_is_deduplicated_as_before(tmp_path):
     assert "chroma" not in pq.read_schema(tmp_path / "metadata/metadata_s-0.parquet").names
     assert list(verify(tmp_path)) == []
     assert main(["dedup", str(tmp_path), "--distance", "8", "--apply"]) == 0
-    assert len(left(tmp_path)) == 1 and list(verify(tmp_path)) == []
+    assert len(world.left(tmp_path)) == 1 and list(verify(tmp_path)) == []
     assert "chroma" not in pq.read_schema(tmp_path / "metadata/metadata_s-0.parquet").names
 
 
@@ -246,21 +246,16 @@ def folder(tmp_path):
     return tmp_path
 
 
-def left(folder):
-    urls = pq.read_table(folder / "metadata", columns=["URL"])["URL"].to_pylist()
-    return sorted(int(url.split("/")[-1].split(".")[0]) for url in urls)
-
-
 def test_the_report_comes_first_and_changes_nothing(folder, capsys):
     assert main(["dedup", str(folder)]) == 0
     assert "3 of 7 images look like another of the dataset." in capsys.readouterr().out
-    assert left(folder) == list(range(7))
+    assert world.left(folder) == list(range(7))
 
 
 def test_of_each_the_largest_stays_or_what_fits_its_text_best(folder, capsys):
     assert main(["dedup", str(folder), "--apply"]) == 0
     assert "Removed 3 pairs from 2 shards." in capsys.readouterr().out
-    assert left(folder) == [1, 3, 4, 6]
+    assert world.left(folder) == [1, 3, 4, 6]
     assert list(verify(folder)) == []
     lost = [sealed.stats.dropped[DropReason.NEAR_DUPLICATE] for sealed in read_manifests(folder)]
     assert lost == [2, 1]

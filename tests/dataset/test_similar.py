@@ -5,7 +5,6 @@ import sys
 from dataclasses import replace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from cahlib.commands.cli import main
@@ -126,11 +125,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-def left(folder):
-    urls = pq.read_table(folder / "metadata", columns=["URL"])["URL"].to_pylist()
-    return sorted(int(url.split("/")[-1].split(".")[0]) for url in urls)
-
-
 def test_the_report_comes_first_and_shows_what_is_alike(folder, capsys):
     assert main(["dedup", str(folder), "--semantic", "0.95"]) == 0
     out, notes = capsys.readouterr()
@@ -139,7 +133,7 @@ def test_the_report_comes_first_and_shows_what_is_alike(folder, capsys):
     assert [line[0] for line in examples] == sorted(line[0] for line in examples)
     of = {line[1].split("/")[-1][:2]: line[-1].split("/")[-1][:2] for line in examples}
     assert of == {"0.": "20", "10": "20", "11": "1."}
-    assert "--apply" in notes and left(folder) == [0, 1, 2, 3, 10, 11, 12, 20]
+    assert "--apply" in notes and world.left(folder) == [0, 1, 2, 3, 10, 11, 12, 20]
     assert main(["dedup", str(folder), "--semantic", "0.95", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["duplicates"], found["semantic"], len(found["examples"])) == (3, 0.95, 3)
@@ -151,7 +145,7 @@ def test_the_report_comes_first_and_shows_what_is_alike(folder, capsys):
 def test_of_each_the_one_that_is_asked_for_stays(folder, capsys, keep, stay):
     words = ["dedup", str(folder), "--semantic", "0.95", "--keep", keep]
     assert main([*words, "--apply"]) == 0
-    assert left(folder) == stay and list(verify(folder)) == []
+    assert world.left(folder) == stay and list(verify(folder)) == []
     lost = sum(each.stats.dropped[DropReason.SAME_MEANING] for each in read_manifests(folder))
     assert lost == 3
     assert len(open_vectors(folder)) == 5
@@ -167,7 +161,7 @@ def test_the_rule_holds_for_looks_too(tmp_path, capsys):
     world.write_these(tmp_path, [same, small], shard="s-0")
     assert main(["dedup", str(tmp_path), "--keep", "most-similar", "--apply"]) == 0
     assert "0 bits: https://host1.example/1.jpg" in capsys.readouterr().out
-    assert left(tmp_path) == [2]
+    assert world.left(tmp_path) == [2]
 
 
 @pytest.mark.parametrize("moment", range(3))
@@ -190,7 +184,7 @@ def test_a_removal_that_was_interrupted_is_completed_by_the_next(folder, monkeyp
         patch.setattr(rewrite.ShardWriter, "commit", killed)
         main(words)
     assert main(words) == 0
-    assert left(folder) == [1, 2, 3, 12, 20] and list(verify(folder)) == []
+    assert world.left(folder) == [1, 2, 3, 12, 20] and list(verify(folder)) == []
 
 
 def test_mistakes_are_said_in_one_sentence(folder, tmp_path_factory, capsys):
@@ -217,7 +211,7 @@ def test_mistakes_are_said_in_one_sentence(folder, tmp_path_factory, capsys):
     (folder / "img_emb/img_emb_s-1.npy").write_bytes(b"\x93NUMPY")
     assert main(["dedup", str(folder), "--semantic", "0.95", "--apply"]) == 1
     assert "`cah verify`" in capsys.readouterr().err
-    assert left(folder) == [0, 1, 2, 3, 10, 11, 12, 20]
+    assert world.left(folder) == [0, 1, 2, 3, 10, 11, 12, 20]
 
 
 def test_a_large_dataset_says_what_it_needs(monkeypatch):

@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image as Picture
 
 from cahlib.core.records import (
@@ -250,6 +251,12 @@ def write_these(folder, made, *, shard="s-0", seen=lambda uid: False, spec=SPEC)
         spec=spec,
         again=lambda each: DropReason.PAIR_SEEN if seen(each.image.candidate.uid) else None,
     )
+
+
+def left(folder):
+    """The numbers of the pairs that a dataset has, sorted."""
+    urls = pq.read_table(folder / "metadata", columns=["URL"])["URL"].to_pylist()
+    return sorted(int(url.split("/")[-1].split(".")[0]) for url in urls)
 
 
 def replace_matrix(folder, shard, path, matrix):
