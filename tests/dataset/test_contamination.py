@@ -19,8 +19,8 @@ from cahlib.dataset.manifest import read_manifests
 from cahlib.image.perceptual_hash import with_looks
 from cahlib.model.clip import load_clip
 from cahlib.model.model_source import find_source
-from tests.dataset.test_similar import left
 from tests.world import judged as world
+from tests.world.judged import left
 
 JUDGE = Judge(model=str(demo.MODEL), threshold=0)
 
