@@ -230,12 +230,9 @@ def _retry(job: Job, shards: int, work: Callable[..., _T]) -> _T | None:
 
 def _check(job: Job) -> None:
     """Raise ConfigError for a job that cannot run, before anything is made or ordered."""
-    from cahlib.core.requirements import require_contact
-    from cahlib.model.scorer import check_model_files
-    from cahlib.run.open_run import require_described_same
+    from cahlib.run.open_run import check_settings, require_described_same
 
-    require_contact(job)
-    check_model_files(job.judge)
+    check_settings(job)
     require_described_same(job)
 
 
@@ -323,12 +320,12 @@ def _tell(outcome: RunResult) -> None:
 def _demo(chosen: argparse.Namespace) -> int:
     from cahlib import demo
     from cahlib.demo import world
-    from cahlib.model.scorer import check_model_files
+    from cahlib.run.open_run import check_settings
 
     output = os.path.expanduser(chosen.output)
     with world.build().serve(demo.port(output)) as web:
         job = demo.job(output, web)
-        check_model_files(job.judge)
+        check_settings(job)
         print_note("The demo's web and its crawl are on loopback; nothing leaves this machine.")
         code = _follow(job)
     typed = shlex.quote(output)

@@ -13,7 +13,7 @@ from cahlib.commands.parser import typed_settings
 from cahlib.core.config import Job, replace_settings
 from cahlib.core.records import Stage
 from cahlib.core.requirements import require_contact
-from cahlib.core.retries import TEMPORARY_REASONS, parse_reasons
+from cahlib.core.retry_shards import TEMPORARY_REASONS, parse_reasons
 from cahlib.core.settings import Setting
 from cahlib.core.terminal import print_note, report_stopped
 from cahlib.core.wording import plural

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ssl
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -165,6 +165,11 @@ def common_fault(client: Client) -> str:
     # one worker reports for its whole machine
     every = faults.keys() == {each.host for each in there}
     return printable(next(iter(faults.values()), ""), 500) if every else ""
+
+
+def missing_nodes(nodes: Iterable[str], workers: Sequence[WorkerState]) -> set[str]:
+    """Return those of the nodes that have no worker."""
+    return {n for n in nodes if not any(is_worker_of(each.name, n) for each in workers)}
 
 
 def worker_state(

@@ -29,8 +29,9 @@ from distributed import Client
 from cahlib.core.background import BackgroundLoop, capture
 from cahlib.core.errors import MachineFault, RunError, ShardError
 from cahlib.core.records import Shard
+from cahlib.core.retry import wait_until
 from cahlib.engine import cluster, wire
-from cahlib.engine.cluster import ClusterAddress, WorkerState, is_worker_of
+from cahlib.engine.cluster import ClusterAddress, WorkerState
 from cahlib.engine.dispatch import RemoteJob, jobs_to_send, stuck_jobs, track_workers
 from cahlib.engine.file_sync import FileSync, file_ref
 from cahlib.engine.job import job_error
@@ -149,14 +150,16 @@ class RemoteEngine:
 
     def await_nodes(self, nodes: Sequence[str], *, timeout: float) -> set[str]:
         """Wait until these nodes have workers; return the nodes that are still missing."""
-        deadline, missing = time.monotonic() + timeout, set(nodes)
-        while True:
+        missing = set(nodes)
+
+        def have_joined() -> bool:
+            nonlocal missing
             with suppress(RunError):
-                names = [each.name for each in self.nodes()]
-                missing = {n for n in nodes if not any(is_worker_of(name, n) for name in names)}
-            if not missing or time.monotonic() > deadline:
-                return missing
-            time.sleep(0.2)
+                missing = cluster.missing_nodes(nodes, self.nodes())
+            return not missing
+
+        wait_until(have_joined, timeout=timeout, pause=0.2)
+        return missing
 
     def move(self, address: str) -> None:
         """Continue with the scheduler at another address; unfinished jobs are done again there."""
@@ -169,11 +172,11 @@ class RemoteEngine:
 
     def drain(self, *, timeout: float) -> None:
         """Fetch the results of jobs that are finished now, without waiting for running ones."""
-        deadline = time.monotonic() + timeout
-        while any(job.status == "finished" for job in self._jobs.copy().values()):
-            if time.monotonic() > deadline:
-                return
-            time.sleep(0.1)
+
+        def is_drained() -> bool:
+            return all(job.status != "finished" for job in self._jobs.copy().values())
+
+        wait_until(is_drained, timeout=timeout, pause=0.1)
 
     def close(self) -> None:
         """End running jobs and leave the cluster, in seconds even if it does not answer."""
@@ -191,8 +194,6 @@ class RemoteEngine:
             names: list[Any] = [_PREFIX + key for key, job in self._jobs.items() if job.published]
             await self._client.unpublish_dataset(names)
             await self._client.cancel(running, force=True)
-
-    # the connection
 
     def _prepare_client(self) -> None:
         """Subscribe a new client and learn what the cluster has."""
@@ -283,9 +284,8 @@ class RemoteEngine:
 
     def _send(self, key: str, job: RemoteJob) -> None:
         job.published, job.last_change = False, time.monotonic()
-        context = JobContext(
-            files=job.files, folder=self._address.file_folder, staging=self._address.staging
-        )
+        at = self._address
+        context = JobContext(files=job.files, folder=at.file_folder, staging=at.staging)
         packed = pickle.dumps(((key, job.function, job.arguments, job.limit), context))
         job.future = self._client.submit(
             run_remote_job, packed, key=key, pure=False, resources={"slot": 1}

@@ -12,7 +12,6 @@ import json
 import queue
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 
 from cahlib.core.background import capture
 from cahlib.core.errors import ConfigError, RunError
-from cahlib.core.retry import retry
+from cahlib.core.retry import retry, wait_until
 
 _T = TypeVar("_T")
 
@@ -95,7 +94,7 @@ class KaggleAccount:
         left = gpu.total_time_allowed.total_seconds() - sum(used)
         return GpuQuota(hours=max(left, 0) / 3600, renewed=told.quota_refresh_time)
 
-    def bring(self, folder: Path, slug: str, *, patience: float = 600, pause: float = 5) -> None:
+    def bring(self, folder: Path, slug: str, *, timeout: float = 600, pause: float = 5) -> None:
         """Upload a folder's files as a private dataset, and wait until kernels can read it."""
         name = f"{self.user}/{slug}"
         about = {"id": name, "title": slug, "licenses": [{"name": "other"}]}
@@ -105,11 +104,16 @@ class KaggleAccount:
         )
         if made.error or (made.status or "ok").lower() == "error":
             raise RunError(f"Kaggle rejected the kernel's private input: {made.error}")
-        deadline = time.monotonic() + patience
-        while (status := self._status(name)) != "ready":
-            if status in ("failed", "deleted") or time.monotonic() > deadline:
-                raise RunError(f"the kernel's private input {name} is {status}, not ready.")
-            time.sleep(pause)
+        status = ""
+
+        def is_settled() -> bool:
+            nonlocal status
+            status = self._status(name)
+            return status in ("ready", "failed", "deleted")
+
+        wait_until(is_settled, timeout=timeout, pause=pause)
+        if status != "ready":
+            raise RunError(f"the kernel's private input {name} is {status}, not ready.")
 
     def remove(self, slug: str) -> None:
         """Delete a dataset."""

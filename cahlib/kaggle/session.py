@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import secrets
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from cahlib.core.background import BackgroundLoop
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError, ConfigError, RunError
 from cahlib.core.lock import lock_dataset
@@ -236,8 +236,9 @@ def follow_kernel(
     ``tend`` is called at each poll. Raise RunError for a kernel that gets no GPU, or does not end
     in time.
     """
-    pushed, began, away, ended = time.monotonic(), 0.0, False, threading.Event()
-    threading.Thread(target=_listen, args=(kaggle, kernel, ended, tell, pause), daemon=True).start()
+    pushed, began, away = time.monotonic(), 0.0, False
+    log = _log_printer(kaggle, kernel, tell, pause)
+    log.start()
     seen = ""
     try:
         while True:
@@ -265,7 +266,7 @@ def follow_kernel(
             tend()
             time.sleep(pause)
     finally:
-        ended.set()
+        log.stop(timeout=0)  # it may be waiting for a line
 
 
 def fetch_output(kaggle: KaggleAccount, kernel: str, folder: Path) -> int:
@@ -367,20 +368,20 @@ def _gone_after(
                 kaggle.remove(note.inputs)
 
 
-def _listen(
-    kaggle: KaggleAccount,
-    kernel: str,
-    ended: threading.Event,
-    tell: Callable[[str], None],
-    pause: float,
-) -> None:
-    """Print the kernel's log line by line; a broken stream restarts from its beginning."""
-    told = 0
-    while not ended.is_set():
+def _log_printer(
+    kaggle: KaggleAccount, kernel: str, tell: Callable[[str], None], pause: float
+) -> BackgroundLoop:
+    """Return a loop that prints the kernel's log; a broken stream restarts from its beginning."""
+    printed = 0
+
+    def print_lines() -> None:
+        nonlocal printed
         for number, line in enumerate(kaggle.log(kernel)):
-            if ended.is_set():
+            if loop.stopping.is_set():
                 return
-            if number >= told:
-                told += 1
+            if number >= printed:
+                printed += 1
                 tell(f"| {line.rstrip()}")
-        ended.wait(pause)
+
+    loop = BackgroundLoop(pause, print_lines, at_once=True)
+    return loop

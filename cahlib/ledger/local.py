@@ -30,7 +30,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
 from cahlib.core.records import Judged, Shard, Stats
-from cahlib.core.retries import parse_attempt
+from cahlib.core.retry_shards import parse_attempt
 from cahlib.ledger.database import Database, insert_into
 from cahlib.ledger.protocol import COMMITTED, ShardCounts
 from cahlib.ledger.schema import metadata

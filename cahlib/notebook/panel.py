@@ -222,7 +222,7 @@ class Panel:
         """
         if not self.place.widgets or not (always or self.place.is_idle_soon):
             return
-        if not follow_run(lambda: self.child.running(), wait=self.place.patience):
+        if not follow_run(lambda: self.child.running(), wait=self.place.follow_seconds):
             print("No run is in progress. Run this cell after Start, to keep the session awake.")
 
     def draw(self, *, turned: bool = True) -> None:

@@ -31,7 +31,7 @@ from cahlib.notebook.runtime import TOKEN_VARIABLE
 _NOTE, _LOG = "child.json", "console.log"
 
 #: Seconds in which a run that is torn down must have ended.
-_PATIENCE = 180.0
+_TEAR_DOWN_TIMEOUT = 180.0
 
 #: Seconds within which a running run shows that it has been asked to stop.
 _HEARD = 30.0
@@ -133,7 +133,7 @@ class RunProcess:
             _end(pid)
 
     def tear_down(
-        self, token: str, tell: Callable[[str], None], *, patience: float = _PATIENCE
+        self, token: str, tell: Callable[[str], None], *, timeout: float = _TEAR_DOWN_TIMEOUT
     ) -> None:
         """End the run at once, and make sure that its servers are deleted; raise RunError."""
         tell("Ending the run …")
@@ -145,7 +145,7 @@ class RunProcess:
                 wait_until(self._has_heard, timeout=known, pause=0.1)
             self._ask("down")
             _end(pid)
-        if not wait_until(lambda: not self.running(), timeout=patience, pause=0.2):
+        if not wait_until(lambda: not self.running(), timeout=timeout, pause=0.2):
             raise RunError("the run does not end; see its log, and `cah swarm down --all-runs`.")
         if self.has_servers:
             tell("Asking the cloud whether its servers are gone …")

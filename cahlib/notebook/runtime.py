@@ -59,7 +59,7 @@ class Runtime:
         return self.name in ("Colab", "Kaggle")
 
     @property
-    def patience(self) -> float:
+    def follow_seconds(self) -> float:
         """Return the seconds for which a run is waited for: while the form is filled in."""
         return 1800 if self.name == "Kaggle" else 0
 

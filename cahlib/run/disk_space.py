@@ -14,7 +14,7 @@ from pathlib import Path
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError
 from cahlib.core.rates import rates_for
-from cahlib.core.retries import parse_attempt
+from cahlib.core.retry_shards import parse_attempt
 from cahlib.core.wording import plural
 from cahlib.dataset.layout import has_images
 from cahlib.dataset.manifest import read_manifests

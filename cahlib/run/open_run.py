@@ -15,9 +15,10 @@ from cahlib.core.atomic import write_file
 from cahlib.core.config import Job, settings
 from cahlib.core.errors import ConfigError, Stopped, folder_errors
 from cahlib.core.lock import lock_dataset
-from cahlib.core.requirements import require_nickname
+from cahlib.core.requirements import require_contact, require_nickname
 from cahlib.core.run_directory import RunDirectory
 from cahlib.core.secret_store import secret_path
+from cahlib.crawl.candidates import check_link_rules
 from cahlib.dataset.description import (
     describe_job,
     find_description,
@@ -30,6 +31,7 @@ from cahlib.ledger.client import TrackerClient, TrackerUnavailable, WorkerOption
 from cahlib.ledger.local import LocalLedger
 from cahlib.ledger.protocol import COMMITTED, Ledger
 from cahlib.ledger.remote import RemoteLedger
+from cahlib.model.scorer import check_model_files
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +76,16 @@ def open_run_directory(
 
 class _Stopped(Stopped, TrackerUnavailable):
     """The user stopped the run while it waited for the tracker."""
+
+
+def check_settings(job: Job) -> None:
+    """Raise ConfigError for settings that cannot work: no contact, bad link rules or model files.
+
+    Raise ModuleNotFoundError if the libraries of models are not installed.
+    """
+    require_contact(job)
+    check_link_rules(job.crawl)
+    check_model_files(job.judge)
 
 
 def require_same_job(job: Job, *, files_known: bool = True) -> None:

@@ -36,9 +36,7 @@ from cahlib.core.progress import (
 )
 from cahlib.core.rates import RateRecorder
 from cahlib.core.records import Image, Judged, Parcel, Shard, Stage, Stats
-from cahlib.core.requirements import require_contact
 from cahlib.core.run_directory import RunDirectory
-from cahlib.crawl.candidates import check_link_rules
 from cahlib.crawl.shards import list_shards
 from cahlib.dataset.description import commit_shards, describe_continued
 from cahlib.dataset.file_names import require_writable
@@ -56,11 +54,11 @@ from cahlib.fetch.dead_domains import DeadDomains
 from cahlib.image.perceptual_hash import NearIndex
 from cahlib.ledger.protocol import COMMITTED, Ledger
 from cahlib.model.known_harm import drop_known_harm, load_known_harm
-from cahlib.model.scorer import Scorer, check_model_files, load_scorer
+from cahlib.model.scorer import Scorer, load_scorer
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel import storage
 from cahlib.run.failures import FailureHandler
-from cahlib.run.open_run import open_run_directory
+from cahlib.run.open_run import check_settings, open_run_directory
 from cahlib.run.result import RunResult
 from cahlib.run.resume import find_faults, resume
 from cahlib.run.retry_plan import RETRY, FailedLinks
@@ -93,12 +91,9 @@ def run(
         check_destination(job.output.url, job.output.folder)
     with folder_errors(folder):
         require_writable(folder)
-    require_contact(job)
-    # mistakes in the settings are reported before the start
-    check_link_rules(job.crawl)
+    check_settings(job)
     load_hashes(job.download.known_harm, "known_harm")
     harmful = load_known_harm(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
-    check_model_files(job.judge)
     stop = stop or threading.Event()
     with (
         open_run_directory(job, role=role, stop=stop, resume=resume) as ledger,

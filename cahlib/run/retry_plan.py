@@ -21,7 +21,13 @@ from cahlib.core.config import Crawl, Job
 from cahlib.core.errors import ConfigError, RunError, ShardError
 from cahlib.core.lists import md5_digest
 from cahlib.core.records import ERASED_REASONS, Candidate, Shard, Stage
-from cahlib.core.retries import RETRYABLE_REASONS, Retry, attempt_id, parse_attempt, parse_retry
+from cahlib.core.retry_shards import (
+    RETRYABLE_REASONS,
+    Retry,
+    attempt_id,
+    parse_attempt,
+    parse_retry,
+)
 from cahlib.core.run_directory import RunDirectory
 from cahlib.core.wording import plural
 from cahlib.crawl.blocklists import Blocklists

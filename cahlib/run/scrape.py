@@ -11,7 +11,7 @@ from typing import Any
 from cahlib.core.config import Crawl, Download
 from cahlib.core.errors import ShardError
 from cahlib.core.records import Evidence, Parcel, Shard, Stage, Stats
-from cahlib.core.retries import parse_retry
+from cahlib.core.retry_shards import parse_retry
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.failed_links import read_failed_links

@@ -18,8 +18,8 @@ from cahlib.core.path_map import expand_home
 from cahlib.core.presets import PRESETS
 from cahlib.core.progress import SwarmStatus
 from cahlib.core.records import Shard
-from cahlib.core.retries import parse_retry
 from cahlib.core.retry import wait_until
+from cahlib.core.retry_shards import parse_retry
 from cahlib.core.run_directory import RunDirectory
 from cahlib.core.settings import Checked, settings_of
 from cahlib.core.table_rows import parse_rows_url

@@ -76,7 +76,7 @@ class Hetzner:
         endpoint: str = ENDPOINT,
         timeout: float = 30,
         poll: float = 1,
-        patience: float = 60,
+        retry_timeout: float = 60,
     ) -> None:
         self.name = name
         # By default the client has no timeout, and tries six times before it gives up.
@@ -88,7 +88,7 @@ class Hetzner:
             poll_interval=poll,
             timeout=(min(timeout, _CONNECT_TIMEOUT), timeout),
         )
-        self._poll, self._patience = poll, patience
+        self._poll, self._retry_timeout = poll, retry_timeout
 
     def __repr__(self) -> str:
         return f"Hetzner(name={self.name!r})"
@@ -97,15 +97,15 @@ class Hetzner:
         """Delete key number 0, which never exists: a read-only token is denied that."""
         request = self._client.request
         try:
-            self._patiently(lambda: request("DELETE", "/ssh_keys/0"), unless={"not_found"})
+            self._retry(lambda: request("DELETE", "/ssh_keys/0"), unless={"not_found"})
         except Denied as denied:
             if denied.reason is not DenialReason.OTHER:  # about the number 0
                 raise
 
     def offers(self) -> Sequence[Offer]:
         """Return every server that has a price, with IPv4 and tax; not all can be ordered now."""
-        pricing = self._patiently(lambda: self._client.request("GET", "/pricing")["pricing"])
-        types = self._patiently(self._client.server_types.get_all)
+        pricing = self._retry(lambda: self._client.request("GET", "/pricing")["pricing"])
+        types = self._retry(self._client.server_types.get_all)
         ipv4, currency = _ipv4_prices(pricing), str(pricing.get("currency", "EUR"))
         return [offer for each in types for offer in _to_offers(each, ipv4, currency)]
 
@@ -113,24 +113,22 @@ class Hetzner:
         """Create the run's key and firewall, unless they exist."""
         name = "-".join(labels.values())
         keys = self._client.ssh_keys
-        if not self._patiently(lambda: keys.get_by_name(name)):
+        if not self._retry(lambda: keys.get_by_name(name)):
             create_key: Any = keys.create  # its type says that labels are a text
-            self._patiently(
-                lambda: create_key(name, public_key, dict(labels)), unless=_ALREADY_EXISTS
-            )
+            self._retry(lambda: create_key(name, public_key, dict(labels)), unless=_ALREADY_EXISTS)
         if not self._firewall(name):
             create: Any = self._client.firewalls.create
-            self._patiently(lambda: create(name, _rules([]), dict(labels)), unless=_ALREADY_EXISTS)
+            self._retry(lambda: create(name, _rules([]), dict(labels)), unless=_ALREADY_EXISTS)
 
     def allow_networks(self, labels: Mapping[str, str], networks: Sequence[str]) -> None:
         """Open Dask's ports to these networks only, on all servers of a run."""
         if wall := self._firewall("-".join(labels.values())):
-            self._patiently(lambda: wall.set_rules(_rules(networks)), unless={"not_found"})
+            self._retry(lambda: wall.set_rules(_rules(networks)), unless={"not_found"})
 
     def is_prepared(self, labels: Mapping[str, str]) -> bool:
         """Return whether the run's key still exists; `clean` deletes it."""
         keys = self._client.ssh_keys
-        return bool(self._patiently(lambda: keys.get_by_name("-".join(labels.values()))))
+        return bool(self._retry(lambda: keys.get_by_name("-".join(labels.values()))))
 
     def create(self, offer: Offer, spec: ServerSpec) -> Server:
         """Create a server, or return an existing one with this name and these labels.
@@ -150,35 +148,33 @@ class Hetzner:
                             return each
                 raise
 
-        return self._patiently(make)  # its name is unique: asking again creates no second one
+        return self._retry(make)  # its name is unique: asking again creates no second one
 
     def servers(self, labels: Mapping[str, str]) -> list[Server]:
         """Return all servers with these labels."""
         selector = ",".join(f"{key}=={value}" for key, value in labels.items())
         get = self._client.servers.get_all
-        return [_to_server(each) for each in self._patiently(lambda: get(label_selector=selector))]
+        return [_to_server(each) for each in self._retry(lambda: get(label_selector=selector))]
 
     def set_labels(self, server: Server, labels: Mapping[str, str]) -> None:
         """Add labels to a server, or change them."""
         bound, every = BoundServer(self._client.servers, {"id": server.id}), dict(server.labels)
         update: Any = self._client.servers.update  # its type says that labels are a text
-        self._patiently(lambda: update(bound, labels=every | dict(labels)), unless={"not_found"})
+        self._retry(lambda: update(bound, labels=every | dict(labels)), unless={"not_found"})
 
     def delete(self, server: Server) -> None:
         """Delete a server, if it still exists."""
         bound = BoundServer(self._client.servers, {"id": server.id})
-        self._patiently(lambda: self._client.servers.delete(bound), unless={"not_found"})
+        self._retry(lambda: self._client.servers.delete(bound), unless={"not_found"})
 
     def clean(self, labels: Mapping[str, str]) -> None:
         """Delete the keys and firewalls with these labels; firewalls once no server uses them."""
         selector = ",".join(f"{key}=={value}" for key, value in labels.items())
         gone = {"not_found"}
-        for key in self._patiently(lambda: self._client.ssh_keys.get_all(label_selector=selector)):
-            self._patiently(key.delete, unless=gone)
-        for wall in self._patiently(
-            lambda: self._client.firewalls.get_all(label_selector=selector)
-        ):
-            self._patiently(wall.delete, unless=gone)
+        for key in self._retry(lambda: self._client.ssh_keys.get_all(label_selector=selector)):
+            self._retry(key.delete, unless=gone)
+        for wall in self._retry(lambda: self._client.firewalls.get_all(label_selector=selector)):
+            self._retry(wall.delete, unless=gone)
 
     def _create(self, offer: Offer, spec: ServerSpec, shared: str) -> BoundServer:
         keys = [key for key in [self._client.ssh_keys.get_by_name(shared)] if key]
@@ -201,9 +197,9 @@ class Hetzner:
         return image
 
     def _firewall(self, name: str) -> BoundFirewall | None:
-        return self._patiently(lambda: self._client.firewalls.get_by_name(name))
+        return self._retry(lambda: self._client.firewalls.get_by_name(name))
 
-    def _patiently(self, ask: Callable[[], _T], *, unless: set[str] = frozenset()) -> _T:  # type: ignore[assignment]
+    def _retry(self, ask: Callable[[], _T], *, unless: set[str] = frozenset()) -> _T:  # type: ignore[assignment]
         """Make an idempotent request, up to five times while the cloud does not answer.
 
         After a minute it is not repeated: there may be servers to delete elsewhere. Return None for
@@ -214,7 +210,7 @@ class Hetzner:
             errors=Denied,
             passing=lambda error: isinstance(error, Denied) and error.reason is DenialReason.AWAY,
             pauses=[self._poll * 2**attempt for attempt in range(4)],
-            timeout=self._patience,
+            timeout=self._retry_timeout,
         )
 
     def _asked(self, ask: Callable[[], _T], *, unless: set[str] = frozenset()) -> _T:  # type: ignore[assignment]

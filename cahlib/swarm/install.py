@@ -100,14 +100,14 @@ def set_up_node(
     *,
     head: Login,
     networks_for: NetworkSource,
-    patience: SetupTimeouts | None = None,
+    timeouts: SetupTimeouts | None = None,
     step: StepListener = lambda name, step: None,
 ) -> dict[str, float]:
     """Make a server a node of the swarm with this head; a repetition changes nothing.
 
     Return the seconds that each step took. Raise NotReady with the ends of the node's logs.
     """
-    limits, took = patience or SetupTimeouts(), dict[str, float]()
+    limits, took = timeouts or SetupTimeouts(), dict[str, float]()
 
     def timed(name: str, act: Callable[[], None]) -> None:
         step(login.name, name)

@@ -176,7 +176,7 @@ def delete_swarm(
     accounts: Sequence[Account],
     labels: Mapping[str, str],
     *,
-    patience: float = 120,
+    timeout: float = 120,
     pause: float = 1,
 ) -> None:
     """Delete everything with the labels, until the clouds list nothing more; raise RunError."""
@@ -187,7 +187,7 @@ def delete_swarm(
         found = delete_labelled(accounts, labels)
         return not any(found)
 
-    if not wait_until(are_gone, timeout=patience, pause=pause):
+    if not wait_until(are_gone, timeout=timeout, pause=pause):
         raise RunError(leftover_message(*found, labels.get("run", "")))
 
 

@@ -160,14 +160,14 @@ class Provisioner:
         send_heartbeat(self.accounts, self.labels, self.clock())
 
     def remove(
-        self, server: Server, *, pause: float = 0.5, patience: float = _DELISTING_TIMEOUT
+        self, server: Server, *, pause: float = 0.5, timeout: float = _DELISTING_TIMEOUT
     ) -> None:
         """Delete one server, and wait until its account has room for another one."""
         for account in self.accounts:
             if self._has(account, server):
                 account.delete(server)
                 is_gone = partial(self._is_gone, account, server)
-                wait_until(is_gone, timeout=patience, pause=pause)
+                wait_until(is_gone, timeout=timeout, pause=pause)
         with self._lock:
             self._deleted.add(server.name)
             self.listed = {name: each for name, each in self.listed.items() if name != server.name}
@@ -178,7 +178,7 @@ class Provisioner:
         return self.billing.spent(self.clock() + ahead)
 
     def down(
-        self, *, pause: float = 1, late: float = _LATE_ANSWER, patience: float = _DELETE_TIMEOUT
+        self, *, pause: float = 1, late: float = _LATE_ANSWER, timeout: float = _DELETE_TIMEOUT
     ) -> None:
         """Delete everything with the run's labels, until the clouds list nothing more.
 
@@ -187,18 +187,21 @@ class Provisioner:
         started = time.monotonic()
         if self.listed:
             self.report(f"deleting {plural(len(self.listed), 'server')} …")
-        while True:
+        left: list[Server] = []
+        trouble: list[str] = []
+
+        def are_gone() -> bool:
+            nonlocal left, trouble
             # both before the deletion, which misses servers created after it
             waited, unanswered = time.monotonic() - started, bool(self._unanswered)
             left, trouble = delete_labelled(self.accounts, self.labels)
             self._unanswered.difference_update(server.name for server in left)
             with self._lock:
                 self.listed = {each.name: each for each in left}
-            if not left and not trouble and (not unanswered or waited > late):
-                break
-            if waited > patience:
-                raise RunError(leftover_message(left, trouble, self.run, self._cost(left)))
-            time.sleep(pause)
+            return not left and not trouble and (not unanswered or waited > late)
+
+        if not wait_until(are_gone, timeout=timeout, pause=pause):
+            raise RunError(leftover_message(left, trouble, self.run, self._cost(left)))
         with self._lock:
             self.listed = {}
             gone = list(self.billing.running())

@@ -9,14 +9,16 @@ from __future__ import annotations
 import io
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import paramiko
 
 from cahlib.core.errors import RunError
+from cahlib.core.retry import retry
 from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import USER
 
@@ -164,17 +166,17 @@ def ssh_session(login: Login, *, timeout: float = 20) -> Iterator[SshSession]:
         client.close()
 
 
-def await_ssh(login: Login, *, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
+def await_ssh(login: Login, *, timeout: float) -> None:
     """Wait until a node answers SSH; raise Unreachable with the last error."""
-    deadline = clock() + timeout
-    while True:
-        try:
-            with ssh_session(login, timeout=min(10, timeout)):
-                return
-        except Unreachable as error:
-            if clock() > deadline:
-                raise Unreachable(f"no SSH within {timeout:g} s; {error}") from error
-            time.sleep(_RETRY_INTERVAL)
+
+    def log_in() -> None:
+        with ssh_session(login, timeout=min(10, timeout)):
+            pass
+
+    try:
+        retry(log_in, errors=Unreachable, pauses=repeat(_RETRY_INTERVAL), timeout=timeout)
+    except Unreachable as error:
+        raise Unreachable(f"no SSH within {timeout:g} s; {error}") from error
 
 
 def _read_output(channel: paramiko.Channel, deadline: float) -> str | None:

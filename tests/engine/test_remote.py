@@ -402,7 +402,7 @@ def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path):
             swarm.goods,
             head=nobody,
             networks_for=swarm.networks_for,
-            patience=install.SetupTimeouts(ssh=0.5),
+            timeouts=install.SetupTimeouts(ssh=0.5),
         )
     with pytest.raises(install.NotReady, match=r"crawl.log on beta:\n(.*\n)*.* - INFO - "):
         install.set_up_node(
@@ -410,7 +410,7 @@ def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path):
             install.Package(wheel=tmp_path / "cahlib-0-py3-none-any.whl", pins=""),
             head=swarm.logins[0],
             networks_for=swarm.networks_for,
-            patience=install.SetupTimeouts(install=jobs.LIMIT),
+            timeouts=install.SetupTimeouts(install=jobs.LIMIT),
         )
     install.set_up_node(
         swarm.logins[1], swarm.goods, head=swarm.logins[0], networks_for=swarm.networks_for

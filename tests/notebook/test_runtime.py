@@ -118,7 +118,7 @@ def test_on_colab_a_folder_vanishes_unless_it_is_on_drive(modules):
 
 
 def test_who_waits_for_a_session_is_told_to_follow():
-    assert place("Kaggle").patience > 0 and place("Kaggle").is_idle_soon
+    assert place("Kaggle").follow_seconds > 0 and place("Kaggle").is_idle_soon
     assert place("Colab").is_idle_soon and "run the last cell" in place("Colab").terms
     assert not place("Jupyter").is_idle_soon
 

@@ -15,7 +15,7 @@ import pytest
 from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import MissingSetting, RunError, ShardError
 from cahlib.core.records import DropReason, Shard, Stage
-from cahlib.core.retries import TEMPORARY_REASONS, Retry, parse_attempt
+from cahlib.core.retry_shards import TEMPORARY_REASONS, Retry, parse_attempt
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.maintain.purge import PurgeLists, purge

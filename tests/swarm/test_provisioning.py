@@ -216,7 +216,7 @@ def test_servers_remain_where_this_machine_cannot_ask_any_more(monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere")  # `pip install -U` has taken it away
     theirs = accounts(ONE, endpoint="https://127.0.0.1:9/v1", poll=0.001)
     with pytest.raises(RunError, match="NOT deleted .*until you type `cah swarm down --run r1`"):
-        lifecycle.delete_swarm(theirs, {"project": "cahlib", "run": "r1"}, patience=0)
+        lifecycle.delete_swarm(theirs, {"project": "cahlib", "run": "r1"}, timeout=0)
 
 
 def test_two_tokens_of_one_project_find_each_server_once(cloud, tmp_path):
@@ -254,7 +254,7 @@ def test_a_server_that_cannot_be_deleted_is_named_with_its_price(cloud):
     cloud.faults = lambda number, what: what == kept and No(423, "protected")
     end = r"NOT deleted .*cah-r1-1-.*0\.0070.*`cah swarm down --run r1`"
     with pytest.raises(RunError, match=end):
-        swarm.down(pause=0.01, patience=0.1)
+        swarm.down(pause=0.01, timeout=0.1)
     assert [server.name for server in swarm.servers()] == [first.name]  # all others are gone
     cloud.faults = lambda number, what: None
     swarm.down(pause=0.01)
@@ -290,10 +290,12 @@ def test_whichever_call_fails_no_server_is_left(cloud, nth, fault):
 def test_a_cloud_that_is_gone_does_not_hold_the_end_for_long(cloud, monkeypatch):
     """Each of its requests is six, by the client, and is not made again where that took long."""
     monkeypatch.setattr("hcloud._client.time", SimpleNamespace(sleep=lambda seconds: None))
-    theirs = accounts(f"{ONE},{TWO}", endpoint=cloud.url, timeout=0.05, poll=0.01, patience=0.1)
+    theirs = accounts(
+        f"{ONE},{TWO}", endpoint=cloud.url, timeout=0.05, poll=0.01, retry_timeout=0.1
+    )
     cloud.faults = lambda number, what: "timeout"
     with pytest.raises(RunError, match="NOT deleted"):
-        lifecycle.delete_swarm(theirs, {"project": "cahlib", "run": "r1"}, patience=0)
+        lifecycle.delete_swarm(theirs, {"project": "cahlib", "run": "r1"}, timeout=0)
     assert len(cloud.calls) <= 2 * 6
 
 

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import ERASED_REASONS, DropReason, Stage
-from cahlib.core.retries import parse_attempt
+from cahlib.core.retry_shards import parse_attempt
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.manifest import (
     ShardManifest,

@@ -10,7 +10,7 @@ from typing import Any
 
 from cahlib.core.config import NO_MODEL, settings
 from cahlib.core.records import DropReason, Stage, Stats
-from cahlib.core.retries import parse_retry
+from cahlib.core.retry_shards import parse_retry
 from cahlib.core.table_rows import ExtraColumn, parse_rows_url
 from cahlib.core.wording import plural
 from cahlib.dataset.manifest import (

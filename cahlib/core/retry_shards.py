@@ -1,4 +1,4 @@
-"""Retries of failed links: shards of their own, which say in id and URL what they try again.
+"""Shards that retry failed links: their ids and URLs say which links they fetch again.
 
 The URL is that of the shard that found the links, with ``retry=REASONS&of=ATTEMPTS`` in its
 fragment. It holds everything that decides which links are fetched, so that a retry that was
