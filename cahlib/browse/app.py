@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -19,12 +19,15 @@ from aiohttp.typedefs import Handler
 from jinja2 import Environment, StrictUndefined
 
 from cahlib.browse.browsed import BrowsedDataset, View
+from cahlib.browse.changes import DatasetChanged
 from cahlib.browse.guard import Guard
 from cahlib.browse.marks import Marks
 from cahlib.browse.search_model import SearchModel
 from cahlib.core.errors import CahError, ConfigError
 from cahlib.dataset.write.columns import Row
 from cahlib.image.header import ImageHeader, read_header
+
+_T = TypeVar("_T")
 
 #: Pairs of a page, and bytes of a picture that is searched by.
 _MOST, _LARGEST = 200, 20 << 20
@@ -54,8 +57,19 @@ class Browser:
 
     def reload(self) -> None:
         """Read the dataset anew: its run has gone on, or it was changed."""
-        self.dataset = BrowsedDataset(self.dataset.place)
+        self.dataset = BrowsedDataset(self.dataset.place, *self.dataset.typed)
         self.generation += 1
+
+    def current(self, act: Callable[..., _T], *given: Any) -> _T:
+        """Return what is asked of the dataset; raise DatasetChanged if its pairs are others."""
+        dataset = self.dataset
+        dataset.require_unchanged()
+        try:
+            return act(*given)
+        except CahError as error:
+            if not isinstance(error, ConfigError):
+                dataset.require_unchanged(failed=True)
+            raise
 
     def about(self) -> dict[str, Any]:
         """Return what the page needs to know at its start."""
@@ -83,6 +97,11 @@ class Browser:
             "generation": self.generation,
             **self.marked(),
         }
+
+    def mark(self, uids: list[str], marked: bool) -> dict[str, Any]:
+        """Mark pairs, or take their marks away, and return the state of the marks."""
+        self.marks.change(uids, marked=marked)
+        return self.marked()
 
     def marked(self) -> dict[str, Any]:
         """Return the state of the marks."""
@@ -195,8 +214,9 @@ class _Routes:
         if row >= len(dataset):
             raise web.HTTPNotFound
         part, position = dataset.query.locate(row)
+        read = dataset.pictures.read
         try:
-            found = await asyncio.to_thread(dataset.pictures.read, part.shard, position)
+            found = await asyncio.to_thread(self._browser.current, read, part.shard, position)
         except CahError as error:
             return web.Response(status=404, text=str(error))
         kept = {"Cache-Control": "private, max-age=3600"}
@@ -207,13 +227,14 @@ class _Routes:
 
     async def pairs(self, request: web.Request) -> web.Response:
         start, count = _whole(request, "start", 0), min(_whole(request, "count", 48), _MOST)
-        return await _answer(self._browser.page, _view(request), start, count)
+        return await self._shown(self._browser.page, _view(request), start, count)
 
     async def pair(self, request: web.Request) -> web.Response:
-        return await _answer(self._browser.pair, _whole(request, "row", 0))
+        return await self._shown(self._browser.pair, _whole(request, "row", 0))
 
     async def histogram(self, request: web.Request) -> web.Response:
-        return await _answer(self._browser.bars, _column(self._browser, request), _view(request))
+        column = _column(self._browser, request)
+        return await self._shown(self._browser.bars, column, _view(request))
 
     async def cut(self, request: web.Request) -> web.Response:
         column = _column(self._browser, request)
@@ -221,12 +242,12 @@ class _Routes:
             at = float(request.query.get("at", ""))
         except ValueError:
             raise ConfigError("cut: give a number.") from None
-        return await _answer(self._browser.cut, column, at, _view(request))
+        return await self._shown(self._browser.cut, column, at, _view(request))
 
     async def dropped(self, request: web.Request) -> web.Response:
         start, count = _whole(request, "start", 0), min(_whole(request, "count", 48), _MOST)
         page = self._browser.dataset.dropped.page
-        return await _answer(page, request.query.get("reason", ""), start, count)
+        return await self._shown(page, request.query.get("reason", ""), start, count)
 
     async def marks(self, request: web.Request) -> web.Response:
         return web.json_response(self._browser.marked())
@@ -240,14 +261,14 @@ class _Routes:
             or not all(map(_is_uid, uids))
         ):
             raise ConfigError("marks: give a list of uids, and whether they are marked.")
-        await asyncio.to_thread(self._browser.marks.change, uids, marked=marked)
-        return web.json_response(self._browser.marked())
+        return await self._shown(self._browser.mark, uids, marked)
 
     async def purge_list(self, request: web.Request) -> web.Response:
         return _download(self._browser.marks.text(), "marks.txt")
 
     async def selection(self, request: web.Request) -> web.Response:
-        return _download(await asyncio.to_thread(self._marked_rows), "marks.jsonl")
+        found = await asyncio.to_thread(self._browser.current, self._marked_rows)
+        return _download(found, "marks.jsonl")
 
     async def picture(self, request: web.Request) -> web.Response:
         data = await request.read()
@@ -256,6 +277,10 @@ class _Routes:
     async def reload(self, request: web.Request) -> web.Response:
         await asyncio.to_thread(self._browser.reload)
         return await _answer(self._browser.about)
+
+    async def _shown(self, act: Callable[..., dict[str, Any]], *given: Any) -> web.Response:
+        """Answer with what is found in the dataset, if that is as it was read."""
+        return await _answer(self._browser.current, act, *given)
 
     def _marked_rows(self) -> str:
         """Return the metadata of the marked pairs, a line of JSON each."""
@@ -270,7 +295,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except CahError as error:
-        status = 400 if isinstance(error, ConfigError) else 503
+        kinds = {ConfigError: 400, DatasetChanged: 409}
+        status = next((code for kind, code in kinds.items() if isinstance(error, kind)), 503)
         return web.json_response({"error": str(error)}, status=status)
     except ModuleNotFoundError as error:
         return web.json_response({"error": f"{error.name} is not installed."}, status=503)

@@ -20,19 +20,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from cahlib.browse.changes import ChangeWatch, DatasetChanged
 from cahlib.browse.cluster_index import embeddings_digest, make_index, open_index
 from cahlib.browse.dropped import DroppedCandidates
 from cahlib.browse.nearest import NearestPairs, Vector
 from cahlib.browse.pictures import PictureFiles
 from cahlib.core.errors import CahError, ConfigError, RunError
 from cahlib.core.wording import plural, verb
-from cahlib.dataset.layout import MANIFESTS, part_path
+from cahlib.dataset.layout import part_path
 from cahlib.dataset.manifest import ShardManifest, committed_ids, no_dataset_error, read_manifest
 from cahlib.dataset.metadata import read_metadata
 from cahlib.dataset.query import PairQuery
 from cahlib.dataset.storage.files import files_at
-from cahlib.dataset.vectors import StoredVectors, VectorFile
+from cahlib.dataset.vectors import StoredVectors, path_by_model, vector_files, vector_models
 from cahlib.dataset.write.columns import Row
+from cahlib.model.model_source import find_source, typed_judge
 from cahlib.model.score_names import SIMILARITY, score_columns
 
 #: Pairs that a search returns at most: nobody looks at more, and all others are less similar.
@@ -69,11 +71,18 @@ class FoundRows:
 class BrowsedDataset:
     """The committed shards of a dataset at one moment. Thread-safe."""
 
-    def __init__(self, place: str) -> None:
-        """Read the manifests; raise ConfigError if there is no dataset, RunError without it."""
-        self.place = place
+    def __init__(self, place: str, model: str = "", pretrained: str = "") -> None:
+        """Read the manifests; raise ConfigError if there is no dataset, RunError without it.
+
+        It is searched by the vectors of ``model``, if it has any, else by its own.
+        """
+        self.place, self.typed = place, (model, pretrained)
+        self._changes = ChangeWatch(place)
+        #: raises `changes.DatasetChanged` if shards have other pairs by now
+        self.require_unchanged = self._changes.require_unchanged
         self.damaged: list[str] = []  #: shards whose manifests are damaged
         self.manifests = self._read_manifests()
+        self._changes.compare(self.manifests)
         self.query = PairQuery(place, damaged="skip", seconds=_SECONDS, manifests=self.manifests)
         self.pictures = PictureFiles(self.manifests, place, self._uids)
         self.dropped = DroppedCandidates(self.manifests, place)
@@ -92,6 +101,19 @@ class BrowsedDataset:
         return models.pop() if len(models) == 1 else ""
 
     @cached_property
+    def searched(self) -> str:
+        """The model by whose vectors it is searched; "" if there is none."""
+        model, weights = self.typed
+        every = {name for each in self.manifests for name in vector_models(each)}
+        if not model or (model in every and not weights):
+            return model or self.model
+        try:
+            named = find_source(typed_judge(model, weights)).name
+        except ConfigError:  # which is said when the model is needed
+            return self.model
+        return named if named in every else self.model
+
+    @cached_property
     def scores(self) -> dict[str, str]:
         """The columns of scores with short labels, similarity first."""
         found = {SIMILARITY: SIMILARITY}
@@ -105,19 +127,18 @@ class BrowsedDataset:
     @cached_property
     def vectors(self) -> StoredVectors:
         """The embeddings of the pictures; raise ConfigError if there are none."""
-        files = [
-            VectorFile(each.shard.id, each.rows, each.place or self.place, path)
-            for each in self.manifests
-            if each.rows and (path := part_path("img_emb", each.shard.id)) in each.files
-        ]
-        if len(files) != len(self.query.shards) or not files:
+        shards = [each for each in self.manifests if each.rows]
+        if not self.searched and shards:
+            raise ConfigError(
+                "Several models scored this dataset, and their embeddings do not mix; name one "
+                "with --model."
+            )
+        if not any(map(vector_models, shards)):
             raise ConfigError(
                 "This dataset stores no embeddings of its pictures, so there is nothing to search "
                 "by; a run with --forms images,embeddings stores them."
             )
-        if not self.model:
-            raise ConfigError("Several models scored this dataset; their embeddings do not mix.")
-        return StoredVectors(files, self.model)
+        return StoredVectors(*vector_files(self.place, shards, self.searched))
 
     @cached_property
     def nearest(self) -> NearestPairs:
@@ -138,7 +159,7 @@ class BrowsedDataset:
 
     def _digest(self) -> str:
         return embeddings_digest(
-            (each.shard.id, each.files[part_path("img_emb", each.shard.id)].sha256)
+            (each.shard.id, each.files[path_by_model(each, self.searched)].sha256)
             for each in self.manifests
             if each.rows
         )
@@ -250,11 +271,11 @@ class BrowsedDataset:
         except (ValueError, OSError, KeyError) as error:
             raise RunError(f"The metadata of {shard} cannot be read ({error}).") from error
         if len(uids) != part.rows:  # else a row would show the picture of another pair
-            raise RunError(f"{shard} has changed since this page was opened; reload the dataset.")
+            raise DatasetChanged
         return uids
 
     def _read_manifests(self) -> list[ShardManifest]:
-        ids = committed_ids(files_at(self.place).names(MANIFESTS))
+        ids = committed_ids(self._changes.names())
         with ThreadPoolExecutor(_READERS) as pool:  # at a URL most of it is waiting
             found = list(pool.map(self._manifest, ids))
         self.damaged += [id for id, each in zip(ids, found, strict=True) if each is None]

@@ -1,4 +1,4 @@
-"""The pairs that somebody has marked, in a file that `cah purge --uids` reads."""
+"""The pairs that somebody has marked, in a file that `cah purge` and `cah select` read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cahlib.core.atomic import write_file
 from cahlib.core.errors import CahError
 from cahlib.core.lists import MD5, read_entries
 
-_HEAD = "# uids of marked pairs, for `cah purge DATASET --uids`\n"
+_HEAD = "# uids of marked pairs, for `cah purge DATASET --uids` and `cah select DATASET --marks`\n"
 
 
 class Marks:

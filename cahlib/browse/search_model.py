@@ -1,4 +1,4 @@
-"""The model by which a dataset is searched: that which scored it, loaded when first needed."""
+"""The model by which a dataset is searched: one whose vectors it has, loaded when first needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cahlib.core.config import NO_MODEL, Judge
 from cahlib.core.errors import ConfigError, missing_library_error
 from cahlib.dataset.description import find_description, stored_job
 from cahlib.dataset.storage.files import files_at
-from cahlib.model.model_source import find_source
+from cahlib.model.model_source import find_source, named_judge, typed_judge
 from cahlib.model.scorer import check_model_files
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class SearchModel:
     """The model of a dataset, to turn words and pictures into vectors. Thread-safe."""
 
     def __init__(self, place: str, model: str, typed: str = "", pretrained: str = "") -> None:
-        """Take the name of the model that scored; ``typed`` says where it is, if not known."""
+        """Take the name of the vectors' model; ``typed`` says where it is, if not known."""
         self._place, self._model = place, model
         self._typed, self._pretrained = typed, pretrained
         self._clip: Clip | None = None
@@ -48,7 +48,7 @@ class SearchModel:
         if found != self._model:
             return (
                 f"{found} did not score this dataset; for a search by words, name {self._model} "
-                "with --model."
+                "with --model, or add its vectors by `cah score` with --embeddings."
             )
         return ""
 
@@ -75,14 +75,17 @@ class SearchModel:
             return self._clip
 
     def _judge(self) -> Judge:
-        if self._typed:
-            return Judge(model=self._typed, pretrained=self._pretrained, threshold=0)
+        if self._typed and (self._pretrained or self._typed != self._model):
+            return typed_judge(self._typed, self._pretrained)
         folder = files_at(self._place).folder
-        job = stored_job(folder) if folder else None
-        if job:
-            return job.judge
-        described = find_description(self._place)
-        return _described(described.settings or {} if described else {})
+        if job := stored_job(folder) if folder else None:
+            own = job.judge
+        else:
+            described = find_description(self._place)
+            own = _described(described.settings or {} if described else {})
+        if self._typed and find_source(own).name != self._typed:
+            return named_judge("model", self._typed)
+        return own
 
 
 def _described(settings: Mapping[str, Any]) -> Judge:

@@ -29,15 +29,15 @@ class BrowseSettings:
     host: str = "127.0.0.1"
     port: int = 0  #: 0: any that is free
     marks: str = ""  #: the file of the marks; "" is that beside the dataset
-    model: str = ""  #: the model to search by, where the dataset's own is not found
+    model: str = ""  #: the model to search by: a further one, or where the dataset's own is
     pretrained: str = ""
     framed: bool = False  #: the page may be shown in a notebook's frame
 
 
 def open_browser(place: str, settings: BrowseSettings) -> Browser:
     """Read a dataset; raise ConfigError if there is none, or for a file of marks that is none."""
-    dataset = BrowsedDataset(place)
-    model = SearchModel(place, dataset.model, settings.model, settings.pretrained)
+    dataset = BrowsedDataset(place, settings.model, settings.pretrained)
+    model = SearchModel(place, dataset.searched, settings.model, settings.pretrained)
     return Browser(dataset, Marks(_marks_file(place, settings.marks)), model)
 
 
@@ -91,7 +91,12 @@ def page_address(listener: socket.socket, guard: Guard) -> str:
 def _marks_file(place: str, given: str) -> Path:
     """Return the file of the marks: beside the run's files, or here for a dataset at a URL."""
     if given:
-        return Path(given).expanduser()
+        path = Path(given).expanduser()
+        if not path.parent.is_dir():
+            raise ConfigError(
+                f"marks: there is no folder {path.parent}; create it, or choose another file."
+            )
+        return path
     folder = files_at(place).folder
     if folder:
         return RunDirectory(folder).marks

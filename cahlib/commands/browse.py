@@ -41,8 +41,8 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     option(
         "--model", default="", metavar="MODEL",
-        help="where the dataset's model is, if not where its run had it: a folder, or open_clip's "
-        "name",
+        help="the model to search by, if the dataset has vectors by several, or where its own is: "
+        "a preset, MODEL/WEIGHTS or a folder",
     )  # fmt: skip
     option("--pretrained", default="", metavar="WEIGHTS", help="that model's weights")
     browse.set_defaults(act=_browse, extra="query")

@@ -59,6 +59,11 @@ def add(commands: Any) -> None:
         help="compare by meaning: the least cosine of two embeddings, 0.5 to 1, e.g. 0.95",
     )  # fmt: skip
     dedup.add_argument(
+        "--model", default="", metavar="MODEL",
+        help="for --semantic: by the embeddings of this further model [the dataset's own]; a "
+        "preset, MODEL/WEIGHTS or a folder",
+    )  # fmt: skip
+    dedup.add_argument(
         "--keep", choices=("largest", "most-similar"),
         help="what stays of images that are alike: the largest, or the most similar to its text "
         "[largest]",
@@ -120,6 +125,7 @@ def _dedup(chosen: argparse.Namespace) -> int:
                 "dataset": chosen.dataset,
                 "distance": chosen.distance,
                 "semantic": chosen.semantic,
+                "model": chosen.model or None,
                 "against": chosen.against,
                 "keep": chosen.keep,
                 "images": found.images,
@@ -137,6 +143,8 @@ def _dedup(chosen: argparse.Namespace) -> int:
 
 def _settle(chosen: argparse.Namespace) -> None:
     """Set what was not given; raise ConfigError for an option that would have no effect."""
+    if chosen.model and chosen.semantic is None:
+        raise ConfigError("dedup: --model names embeddings to compare; give --semantic too.")
     if chosen.semantic is None or chosen.against:
         chosen.distance = 4 if chosen.distance is None else chosen.distance
     elif chosen.distance is not None:
@@ -161,7 +169,7 @@ def _found(chosen: argparse.Namespace, folder: Path) -> Duplicates:
 
     if chosen.against:
         found, unreadable = find_contaminated(
-            folder, chosen.against, chosen.distance, chosen.semantic
+            folder, chosen.against, chosen.distance, chosen.semantic, model=chosen.model
         )
         if unreadable:
             print_note(
@@ -172,7 +180,7 @@ def _found(chosen: argparse.Namespace, folder: Path) -> Duplicates:
     if chosen.semantic is None:
         return find_duplicates(folder, chosen.distance, chosen.keep)
     with progress_bar("images") as progress:
-        return find_same_meaning(folder, chosen.semantic, chosen.keep, progress)
+        return find_same_meaning(folder, chosen.semantic, chosen.keep, progress, model=chosen.model)
 
 
 def _print_found(chosen: argparse.Namespace, found: Duplicates) -> None:

@@ -74,6 +74,7 @@ def _score(chosen: argparse.Namespace) -> int:
 
 def _scored(chosen: argparse.Namespace, folder: Path) -> Iterator[ScoredShard]:
     """Score by what the command names: prompts, a head, or a model."""
+    from cahlib.model.model_source import typed_judge
     from cahlib.run.score_again import score_dataset
     from cahlib.run.score_vectors import dataset_judge, score_by_head, score_by_prompts
 
@@ -93,6 +94,9 @@ def _scored(chosen: argparse.Namespace, folder: Path) -> Iterator[ScoredShard]:
     if not {"preset", "model"} & named:
         raise MissingSetting("score: name a model with --preset or --model.")
     judge = Judge(**given, threshold=-1)
+    if "model" in named:
+        named_by = typed_judge(judge.model, judge.pretrained)
+        judge = replace(named_by, device=judge.device, batch=judge.batch)
     if chosen.prompts:
         return score_by_prompts(folder, chosen.prompts, judge)
     return score_dataset(folder, judge, embeddings=chosen.embeddings)

@@ -15,7 +15,7 @@ from cahlib.core.wording import plural
 
 if TYPE_CHECKING:
     from cahlib.dataset.maintain.apply_selection import SelectionPlan
-    from cahlib.dataset.maintain.selection import GroupCount, Selection, SelectionRule
+    from cahlib.dataset.maintain.selection import GroupCount, Selection, SelectionRule, UidList
     from cahlib.dataset.query import PairQuery
 
 #: The rules that have names, which are in a module that takes long to import.
@@ -47,6 +47,11 @@ def add(commands: Any) -> None:
         metavar="SQL",
         help="condition that a pair must meet",
     )
+    for name, what in (("--marks", "keep"), ("--not-marks", "leave out")):
+        parser.add_argument(
+            name, action="append", default=[], metavar="FILE",
+            help=f"{what} the pairs whose uids a file lists, such as the marks of `cah browse`",
+        )  # fmt: skip
     parser.add_argument(
         "--rule", default="", metavar="NAME", choices=RULES,
         help=f"rule of a published dataset: {', '.join(RULES)}",
@@ -84,8 +89,11 @@ def add(commands: Any) -> None:
 def _select(chosen: argparse.Namespace) -> int:
     if chosen.into is not None and chosen.apply:
         raise ConfigError("select: give --into or --apply, not both.")
-    if not (chosen.where or chosen.rule or chosen.top or _caps(chosen)):
-        raise MissingSetting("select: give a rule with --where, --rule, --top or --max-per.")
+    lists = chosen.marks or chosen.not_marks
+    if not (chosen.where or chosen.rule or chosen.top or lists or _caps(chosen)):
+        raise MissingSetting(
+            "select: give a rule with --where, --rule, --top, --max-per, --marks or --not-marks."
+        )
     result = (
         _applied(chosen) if chosen.apply else _copied(chosen) if chosen.into is not None else None
     )
@@ -263,12 +271,25 @@ def _asked(chosen: argparse.Namespace) -> _Asked:
     rule = replace(
         rule,
         where=(*rule.where, *chosen.where),
+        listed=(*_listed(chosen.marks, keep=True), *_listed(chosen.not_marks, keep=False)),
         caps=_caps(chosen),
         top=rule.top or chosen.top,
         by=chosen.by or rule.by,
         per=chosen.per,
     )
     return _Asked(pairs, rule, notes)
+
+
+def _listed(files: Sequence[str], *, keep: bool) -> tuple[UidList, ...]:
+    """Return what files of uids list, all of them together; raise ConfigError for a bad file."""
+    from cahlib.core.lists import MD5, read_entries
+    from cahlib.dataset.maintain.selection import UidList
+
+    name = "marks" if keep else "not-marks"
+    found = frozenset(uid.lower() for file in files for uid in read_entries(file, name, MD5))
+    if files and not found:
+        raise ConfigError(f"{name}: {' and '.join(files)} lists no pair; mark some first.")
+    return (UidList(found, keep),) if files else ()
 
 
 def _caps(chosen: argparse.Namespace) -> tuple[tuple[str, int], ...]:

@@ -13,7 +13,7 @@ read one shard at a time.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -22,9 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cahlib.core.errors import ConfigError, RunError
-from cahlib.dataset.layout import part_path
+from cahlib.dataset.layout import further_model, vectors_path
 from cahlib.dataset.manifest import ShardManifest, no_dataset_error, read_manifests
 from cahlib.dataset.storage.files import files_at
+from cahlib.model.model_source import find_source, named_judge
+from cahlib.model.score_names import column_name
 
 #: Rows of embeddings, float32.
 Matrix: TypeAlias = NDArray[np.float32]
@@ -111,33 +113,88 @@ def unit_rows(matrix: Matrix) -> Matrix:
     return matrix
 
 
-def open_vectors(place: str | Path, form: str = "img_emb") -> StoredVectors:
+def open_vectors(place: str | Path, form: str = "img_emb", *, model: str = "") -> StoredVectors:
     """Return the embeddings of a dataset in a folder or at a URL: of images, or of texts.
 
-    Raise ConfigError if it has none, or those of several models.
+    They are the dataset's own, or those by the further model of a name that `stored_model` knows.
+    Raise ConfigError if it has none, or its own are those of several models.
     """
     manifests = list(read_manifests(place))
     if not manifests:
         raise no_dataset_error(place)
-    files = [_file(place, each, form) for each in manifests if each.rows]
-    if not files:
+    shards = [each for each in manifests if each.rows]
+    if not shards:
         raise ConfigError(f"{place} holds no pair yet.")
-    models = sorted({each.model for each in manifests if each.rows})
-    if len(models) > 1:
-        raise ConfigError(
-            f"{place} has embeddings of {' and '.join(models)}, which cannot be compared."
-        )
-    return StoredVectors(files, models[0])
+    return StoredVectors(*vector_files(place, shards, stored_model(shards, model), form))
 
 
-def _file(place: str | Path, manifest: ShardManifest, form: str) -> VectorFile:
-    path = part_path(form, manifest.shard.id)
-    if path not in manifest.files:
+def stored_model(shards: Sequence[ShardManifest], typed: str = "") -> str:
+    """Return the name of the model whose vectors some shards have: their own, or one that is named.
+
+    It is named as the dataset has it, or as `cahlib.model.model_source.named_judge` reads it. Raise
+    ConfigError if there are no vectors by it, or the shards' own are by several.
+    """
+    every = {name for each in shards for name in vector_models(each)}
+    if typed:
+        name = typed if typed in every else find_source(named_judge("model", typed)).name
+        if name not in every:
+            there = (
+                f"there are those by {' and '.join(sorted(every))}" if every else "there are none"
+            )
+            raise ConfigError(
+                f"model: the dataset has no vectors by {name}; {there}. `cah score` with that "
+                "model and --embeddings makes them."
+            )
+        return name
+    own = sorted({each.model for each in shards})
+    if len(own) > 1:
+        shared = every.intersection(*map(vector_models, shards))
+        choice = f" Choose {' or '.join(sorted(shared))} with --model." if shared else ""
         raise ConfigError(
-            f"{place}: shard {manifest.shard.id} has no embeddings; only a run with "
-            "--forms embeddings stores them."
+            f"The shards have embeddings of {' and '.join(own)}, which cannot be compared.{choice}"
         )
-    return VectorFile(manifest.shard.id, manifest.rows, manifest.place or place, path)
+    return own[0]
+
+
+def vector_models(shard: ShardManifest) -> set[str]:
+    """Return the names of the models by which a shard has vectors of its images."""
+    named = {column_name(each.model): each.model for each in shard.added}
+    found = {
+        named[model]
+        for path in shard.files
+        if path.startswith("img_emb") and (model := further_model(path)) in named
+    }
+    return found | (
+        {shard.model} if vectors_path("img_emb", shard.shard.id) in shard.files else set()
+    )
+
+
+def path_by_model(shard: ShardManifest, model: str, form: str = "img_emb") -> str:
+    """Return where the vectors of a shard by a model are, or shall be."""
+    own = vectors_path(form, shard.shard.id)
+    if shard.model == model and own in shard.files:
+        return own
+    return vectors_path(form, shard.shard.id, column_name(model))
+
+
+def vector_files(
+    place: str | Path, shards: Sequence[ShardManifest], model: str, form: str = "img_emb"
+) -> tuple[list[VectorFile], str]:
+    """Return the files of the vectors by a model, and its name; raise ConfigError if one lacks."""
+    files = []
+    for each in shards:
+        path = path_by_model(each, model, form)
+        if path not in each.files:
+            raise ConfigError(
+                f"{place}: shard {each.shard.id} has no embeddings"
+                + (
+                    "; only a run with --forms embeddings stores them."
+                    if each.model == model
+                    else f" by {model}; `cah score` with that model and --embeddings makes them."
+                )
+            )
+        files.append(VectorFile(each.shard.id, each.rows, each.place or place, path))
+    return files, model
 
 
 def _open_matrix(file: VectorFile) -> NDArray[np.float16]:

@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING
 from cahlib.core.config import Judge
 from cahlib.core.errors import ConfigError
 from cahlib.core.judge_settings import split_threshold
-from cahlib.core.path_map import expand_home
-from cahlib.core.presets import PRESETS
 from cahlib.core.records import DropReason, Image, Judged, Stage, Stats
-from cahlib.model.model_source import find_source, require_known_model
+from cahlib.model.model_source import find_source, named_judge, require_known_model
 from cahlib.model.pairs import embed_pairs
 from cahlib.model.score_names import similarity_column
 
@@ -106,19 +104,8 @@ def _further(judge: Judge) -> Iterator[tuple[str, Judge, float | None]]:
 
 
 def _named(setting: str, name: str, judge: Judge) -> Judge:
-    """Return the settings of a model: a preset, a folder, ``hf-hub:…`` or MODEL/WEIGHTS."""
-    plain = Judge(device=judge.device, batch=judge.batch, threshold=-1)
-    if name in PRESETS:
-        return replace(plain, preset=name)
-    if name.startswith("hf-hub:") or expand_home(name).is_dir():
-        return replace(plain, model=name)
-    model, _, weights = name.rpartition("/")
-    if not model or not weights:
-        raise ConfigError(
-            f"{setting}: {name!r} is neither a preset ({', '.join(PRESETS)}) nor a folder; a model "
-            "of open_clip's is given with its weights, for example ViT-L-14/openai."
-        )
-    return replace(plain, model=model, pretrained=weights)
+    """Return the settings of a further model, which runs where the first one does."""
+    return replace(named_judge(setting, name), device=judge.device, batch=judge.batch)
 
 
 def _dropped(judged: Judged, reason: DropReason, stats: Stats) -> Judged:

@@ -14,6 +14,7 @@ from cahlib.core.config import Judge, settings
 from cahlib.core.errors import ConfigError
 from cahlib.core.fingerprint import portable_value, settings_digest
 from cahlib.core.path_map import expand_home
+from cahlib.core.presets import PRESETS
 from cahlib.core.settings import Setting
 
 
@@ -46,6 +47,32 @@ def find_source(judge: Judge) -> ModelSource:
     if pretrained:
         raise ConfigError(f"pretrained: the folder {name} brings its own weights; leave it empty.")
     return _local(folder)
+
+
+def named_judge(setting: str, name: str) -> Judge:
+    """Return the settings of a model by its name.
+
+    That is a preset, a folder, ``hf-hub:…`` or MODEL/WEIGHTS. Raise ConfigError, which names the
+    setting, if it is none of these.
+    """
+    if name in PRESETS:
+        return Judge(preset=name, threshold=-1)
+    if name.startswith("hf-hub:") or expand_home(name).is_dir():
+        return Judge(model=name, threshold=-1)
+    model, _, weights = name.rpartition("/")
+    if not model or not weights:
+        raise ConfigError(
+            f"{setting}: {name!r} is neither a preset ({', '.join(PRESETS)}) nor a folder; a model "
+            "of open_clip's is given with its weights, for example ViT-L-14/openai."
+        )
+    return Judge(model=model, pretrained=weights, threshold=-1)
+
+
+def typed_judge(model: str, pretrained: str) -> Judge:
+    """Return the settings of a model that is named by one option, or by two."""
+    if pretrained or ("/" not in model and model not in PRESETS):
+        return Judge(model=model, pretrained=pretrained, threshold=-1)
+    return named_judge("model", model)
 
 
 def model_digest(model: str, pretrained: str) -> str:

@@ -94,6 +94,7 @@ class DatasetView:
         sort, descending = _ORDERS[self.order.value]
         view = View(where=self.where.value.strip(), sort=sort, descending=descending)
         try:
+            self._dataset.require_unchanged()
             found = self._dataset.find(view).rows
             start = 0 if rows is None else self._start + rows
             self._start = max(0, min(start, (len(found) - 1) // _PAGE * _PAGE))

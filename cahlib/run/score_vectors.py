@@ -35,10 +35,11 @@ from cahlib.dataset.maintain.purge import change_dataset
 from cahlib.dataset.manifest import AddedScores, ShardManifest, require_dataset
 from cahlib.dataset.read_pairs import DAMAGE
 from cahlib.dataset.storage.files import UnreadableFile
+from cahlib.dataset.vectors import path_by_model
 from cahlib.model.heads import describe_head, load_heads
 from cahlib.model.model_source import find_source, model_digest
 from cahlib.model.prompts import embed_prompts, prompt_columns, read_prompts
-from cahlib.model.score_names import column_name, score_columns, similarity_column
+from cahlib.model.score_names import score_columns, similarity_column
 from cahlib.model.scorer import check_model_files
 from cahlib.run.score_again import ScoredShard, judging_digest
 
@@ -61,7 +62,7 @@ def score_by_prompts(folder: Path, path: str, judge: Judge) -> Iterator[ScoredSh
         added = [
             AddedScores(
                 model=model,
-                columns=prompt_columns(name, [*labels]),
+                columns=prompt_columns(name, labels),
                 digest=json_checksum({"model": digest, "labels": labels}),
             )
             for name, labels in sets.items()
@@ -77,10 +78,7 @@ def score_by_prompts(folder: Path, path: str, judge: Judge) -> Iterator[ScoredSh
         def score(vectors: _Vectors) -> Mapping[str, NDArray[Any]]:
             found = dict[str, NDArray[Any]]()
             for name, prompts in embedded.items():
-                shares = prompts.shares(vectors.astype(np.float32))
-                first, *others = prompt_columns(name, prompts.labels)
-                found[first] = np.array(prompts.labels)[shares.argmax(axis=1)]
-                found |= dict(zip(others, shares.T, strict=True))
+                found |= prompts.scores(vectors, prompt_columns(name, sets[name]))
             return found
 
         yield from waiting.scored(score, damaged)
@@ -137,7 +135,7 @@ class _Waiting:
         found = []
         for manifest in every:
             if not {*added} <= {*manifest.added}:
-                path, made_by = _vectors_of(manifest, model, own)
+                path, made_by = _made_by(manifest, model, own)
                 if path not in manifest.files:
                     raise ConfigError(
                         f"{folder}: shard {manifest.shard.id} has no vectors by {model}; `cah "
@@ -171,7 +169,8 @@ class _Waiting:
         found = score(vectors)
         columns = {name: pa.array(values, mask=missing) for name, values in found.items()}
         add_scores(self.folder, manifest, self.added, columns)
-        only = next(iter(found.values()))[~missing] if len(found) == 1 else np.empty(0)
+        every = [each[~missing] for each in found.values() if each.dtype.kind == "f"]
+        only = every[0] if len(every) == 1 else np.empty(0)
         return ScoredShard(
             shard=id,
             pairs=int((~missing).sum()),
@@ -181,12 +180,11 @@ class _Waiting:
         )
 
 
-def _vectors_of(manifest: ShardManifest, model: str, judging: str) -> tuple[str, set[str]]:
+def _made_by(manifest: ShardManifest, model: str, judging: str) -> tuple[str, set[str]]:
     """Return the file of a shard's image vectors by a model, and what identifies that model."""
-    own = vectors_path("img_emb", manifest.shard.id)
-    if manifest.model == model and own in manifest.files:
-        return own, {judging}
-    path = vectors_path("img_emb", manifest.shard.id, column_name(model))
+    path = path_by_model(manifest, model)
+    if path == vectors_path("img_emb", manifest.shard.id):
+        return path, {judging}
     similarity = similarity_column(model)
     by_model = (each for each in manifest.added if each.model == model)
     return path, {each.digest for each in by_model if each.columns in ((), (similarity,))}

@@ -139,14 +139,76 @@ def test_marks_are_kept_and_purge_what_they_name(serve, dataset, capsys):
     }
 
 
-def test_a_picture_of_a_shard_that_changed_is_never_anothers(serve, dataset, stored):
+def test_marks_choose_a_new_dataset(serve, dataset, tmp_path, capsys):
+    page = serve(dataset, marks=str(tmp_path / "marks"))
+    uids = [each["pair"]["uid"] for each in page.json("/api/pairs", count=9)["items"]][::4]
+    page.json("/api/marks", {"uids": uids, "marked": True})
+    for option, left in (("--marks", 3), ("--not-marks", 57)):
+        words = ["select", str(dataset), option, str(tmp_path / "marks")]
+        assert main([*words, "--into", str(tmp_path / option)]) == 0
+        assert f"{left} pairs stay" in capsys.readouterr().out
+        made = {
+            each["pair"]["uid"] for each in serve(tmp_path / option).json("/api/pairs")["items"]
+        }
+        assert (made == {*uids}) if left == 3 else not made & {*uids}
+        assert list(verify(tmp_path / option)) == []
+    (tmp_path / "marks").write_text("# none\n")
+    assert main(words) == 2 and "lists no pair" in capsys.readouterr().err
+    (tmp_path / "marks").unlink()
+    assert main(words) == 2 and "not-marks: " in capsys.readouterr().err
+
+
+CHANGED = "The dataset has changed since this page was opened; reload it."
+
+
+def test_no_part_of_an_open_page_mixes_two_states(serve, dataset, stored):
+    """After a purge each says so, read before or not; pictures of the tests may be alike."""
     page = serve(dataset)
+    assert page.rows(like=40, count=2)[0] == 40 and page.ask("/image/31")[0] == 200
+    page.json("/api/histogram", column="WIDTH")
     uid = stored[0].image.candidate.uid
     (dataset / "list").write_text(uid)
     assert main(["purge", str(dataset), "--uids", str(dataset / "list")]) == 0
-    for row in range(1, 29):
-        status, _, told = page.ask(f"/image/{row}")  # pictures of the tests may be alike
-        assert status == 404 and b"has changed since this page was opened" in told
+    for path, query in (
+        ("/api/pairs", {}),
+        ("/api/pairs", {"where": "WIDTH > 100"}),
+        ("/api/pairs", {"like": 3}),
+        ("/api/pair", {"row": 1}),
+        ("/api/histogram", {"column": "WIDTH"}),
+        ("/api/cut", {"column": "similarity", "at": 0.3}),
+        ("/api/dropped", {"reason": "timeout"}),
+        ("/marks.jsonl", {}),
+    ):
+        assert page.json(path, status=409, **query)["error"] == CHANGED, path
+    marks = page.json("/api/marks", {"uids": [uid], "marked": True}, status=409)
+    assert marks["error"] == CHANGED
+    for row in (0, 1, 29, 31):
+        status, _, told = page.ask(f"/image/{row}")
+        assert (status, told.decode()) == (404, CHANGED)
+    assert page.ask("/marks.txt")[0] == 200  # which is what somebody has done
+    assert page.json("/api/reload", b"")["pairs"] == 59 and len(page.rows(count=99)) == 59
+
+
+def test_what_only_adds_to_a_dataset_disturbs_no_page(serve, dataset, stored):
+    page = serve(dataset)
+    world.add_vectors(dataset, "another/model", np.ones((60, 8)))
+    world.write_these(dataset, pairs(3000)[:3], shard="s-9")
+    assert page.json("/api/pairs")["total"] == 60
+    assert page.ask("/image/31")[2] == stored[31].image.data
+    assert page.json("/api/reload", b"")["pairs"] == 63
+
+
+def test_look_alikes_are_by_the_model_that_is_named(serve, dataset):
+    of = np.random.default_rng(0).normal(size=(60, 16)).astype("f4")
+    world.add_vectors(dataset, "ViT-L-14-quickgelu/dfn2b", of)
+    of /= np.linalg.norm(of, axis=1)[:, None]
+    for named in ("quality", "ViT-L-14-quickgelu/dfn2b"):
+        page = serve(dataset, model=named)
+        assert page.json("/api/about")["alike"]
+        assert page.rows(like=7, count=9) == np.argsort(-(of @ of[7]))[:9].tolist()
+    assert serve(dataset).rows(like=7, count=9) != page.rows(like=7, count=9)
+    about = serve(dataset, model="datacomp").json("/api/about")
+    assert about["alike"] and "did not score this dataset" in about["words"]
 
 
 def test_only_who_knows_the_token_is_answered(page):
@@ -216,6 +278,8 @@ def test_what_cannot_be_served_is_one_sentence(dataset, tmp_path, capsys):
         port = str(taken.getsockname()[1])
         assert main(["browse", str(dataset), "--port", port]) == 2
         assert f"127.0.0.1:{port}" in capsys.readouterr().err
+    assert main(["browse", str(dataset), "--marks", str(tmp_path / "none" / "marks")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
     (tmp_path / "marks").write_text("no uids")
     assert main(["browse", str(dataset), "--marks", str(tmp_path / "marks")]) == 2
     assert "md5" in capsys.readouterr().err

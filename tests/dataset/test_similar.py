@@ -139,6 +139,33 @@ def test_the_report_comes_first_and_shows_what_is_alike(folder, capsys):
     assert (found["duplicates"], found["semantic"], len(found["examples"])) == (3, 0.95, 3)
 
 
+def test_a_further_model_is_named_as_everywhere(folder, tmp_path_factory, capsys):
+    """Rows are 0 1 2 3 10 and 20 11 12; by the other model 2 and 12 mean the same, 0 and 20 not."""
+    apart = np.random.default_rng(0).normal(size=(8, 16))
+    apart[7] = apart[2]
+    world.add_vectors(folder, "ViT-L-14-quickgelu/dfn2b", apart)
+    for named in ("ViT-L-14-quickgelu/dfn2b", "quality"):  # as the dataset has it, and the preset
+        words = ["dedup", str(folder), "--semantic", "0.95", "--model", named]
+        assert main([*words, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["duplicates"], found["model"]) == (1, named)
+        assert "/12.jpg" in found["examples"][0]["url"] + found["examples"][0]["like"]
+    foreign = [world.judged(number, similarity=0.4) for number in (2, 5)]
+    other = tmp_path_factory.mktemp("other")
+    world.write_these(other, foreign)
+    world.add_vectors(other, "ViT-L-14-quickgelu/dfn2b", apart[6:])
+    assert main([*words, "--against", str(other)]) == 0
+    assert "3 of 8 images look like or mean the same" in capsys.readouterr().out  # 2, 12, and 11
+    for more, sentence in (
+        (["--semantic", "0.9", "--model", "datacomp"], "no vectors by ViT-B-32-256/datacomp_s34b"),
+        (["--semantic", "0.9", "--model", "nothing"], "neither a preset"),
+        (["--model", "quality"], "give --semantic too"),
+    ):
+        assert main(["dedup", str(folder), *more]) == 2
+        errors = capsys.readouterr().err
+        assert sentence in errors and errors.count("\n") == 1, errors
+
+
 @pytest.mark.parametrize(
     ("keep", "stay"), [("largest", [1, 2, 3, 12, 20]), ("most-similar", [0, 2, 3, 11, 12])]
 )

@@ -17,6 +17,7 @@ from cahlib.core.errors import ConfigError, RunError
 from cahlib.dataset.description import commit_shards, describe_job
 from cahlib.dataset.maintain.purge import PurgeLists, purge
 from cahlib.dataset.maintain.verify import verify
+from cahlib.dataset.query import PairQuery
 from cahlib.dataset.show.pages import write_pages
 from cahlib.run.score_again import score_dataset
 from cahlib.run.score_vectors import score_by_head, score_by_prompts
@@ -111,6 +112,41 @@ def test_the_model_is_the_dataset_s_own_unless_another_is_named(model, tmp_path,
     assert "topic_land" not in table(folder).column_names
 
 
+def test_labels_of_all_scripts_have_columns_of_their_own(folder, model, tmp_path):
+    labels = ["море", "пляж", "हिन्दी", "a b", "a_b", "A b", "日本", "Mu\u0308ll", "!x", "?x"]
+    topics = {"тема": {label: [f"a photo {n}"] for n, label in enumerate(labels)}}
+    columns = ["тема", "тема_море", "тема_пляж", "тема_हिन्दी", "тема_a_b", "тема_a_b_2",
+               "тема_A_b_3", "тема_日本", "тема_Müll", "тема__x", "тема__x_2"]  # fmt: skip
+    list(score_by_prompts(folder, listed(tmp_path / "topics.json", topics), judge(model)))
+    rows = table(folder)
+    assert rows.column_names[-11:] == columns
+    assert [each for each in verify(folder) if ".tar is missing" not in each] == []
+    shares = np.stack([rows[name].to_numpy() for name in columns[1:]], axis=1)
+    assert np.abs(shares.sum(axis=1) - 1).max() < 1e-5
+    assert [labels[each] for each in shares.argmax(axis=1)] == rows["тема"].to_pylist()
+    pairs = PairQuery(folder)
+    for name in columns[1:]:
+        found = pairs.numbers(pairs.quoted(name))[: len(rows)]
+        assert (found == rows[name].to_numpy()).all(), name
+
+
+def test_a_cap_per_nearest_concept_balances_a_dataset(folder, model, tmp_path, capsys):
+    """The two commands of the guide, against a count by hand."""
+    path = listed(tmp_path / "concepts.json", {"concept": [f"a photo of {n}" for n in range(9)]})
+    assert main(["score", str(folder), "--prompts", path, "--model", str(model)]) == 0
+    _, prompts = models.plain_embeddings(
+        models.plain(model), [models.picture(1)], [f"a photo of {n}" for n in range(9)]
+    )
+    near = (np.concatenate([vectors(folder, f"s-{n}") for n in range(2)]) @ prompts.T).argmax(1)
+    rows = pq.read_table(folder / "metadata", columns=["concept"])["concept"].to_pylist()
+    assert rows == [f"a photo of {n}" for n in near]
+    assert table(folder).column_names[-1] == "concept"  # thousands of concepts are one column
+    capsys.readouterr()
+    assert main(["select", str(folder), "--max-per", "concept", "2", "--json"]) == 0
+    stay = sum(min(2, count) for count in np.bincount(near).tolist())
+    assert json.loads(capsys.readouterr().out)["stay"] == stay < len(near)
+
+
 def test_changed_prompts_replace_their_own_columns_alone(folder, model, tmp_path):
     path = listed(tmp_path / "topics.json", TOPICS | {"style": {"a": ["x"], "b": ["y"]}})
     list(score_by_prompts(folder, path, judge(model)))
@@ -183,6 +219,10 @@ def test_another_model_s_vectors_are_not_taken(folder, tmp_path):
         ("[" * 100_000, "is not valid JSON"),
         ([], "there is no set of labels"),
         ({"about": "nothing"}, "there is no set of labels"),
+        ({"topic": ["sea", 3]}, "lists 3, which is no text"),
+        ({"topic": ["sea", " "]}, "which is no text"),
+        ({"topic": ["sea", "land", "sea"]}, 'lists "sea" twice'),
+        ({" ": ["sea", "land"]}, "has a name without letters"),
         ({"topic": ["sea"]}, 'the set "topic" needs two labels at least'),
         ({"topic": {"sea": ["a"]}}, 'the set "topic" needs two labels at least'),
         ({"topic": {"sea": ["a"], "land": []}}, '"land" in the set "topic" must be a list'),
@@ -192,8 +232,8 @@ def test_another_model_s_vectors_are_not_taken(folder, tmp_path):
         ({"topic": {"a": ["a"], "b": ["b\ud800"]}}, '"b" in the set "topic" must be a list'),
         ({"topic": {"a": ["a"], "": ["b"]}}, '"topic" has a name without letters'),
         ({" ": {"a": ["a"], "b": ["b"]}}, "has a name without letters"),
-        ({"topic": {"a b": ["a"], "a_b": ["b"]}}, "two names give the column topic_a"),
-        ({"topic": {"a": ["a"], "A": ["b"]}}, "two names give the column topic_"),
+        ({"a b": ["a", "b"], "a_b": ["a", "b"]}, "two sets give the column a_b"),
+        ({"a": {"b": ["c"], "d": ["e"]}, "a_b": ["c", "d"]}, "two sets give the column a_b"),
         ({"url": {"a": ["a"], "b": ["b"]}}, "url is a column of the dataset already"),
         ({"clip_tiny_random": {"similarity": ["a"], "b": ["b"]}}, "is a column of the dataset"),
     ],

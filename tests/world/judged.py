@@ -26,13 +26,21 @@ from cahlib.core.records import (
     Stats,
 )
 from cahlib.crawl.shards import list_shards
-from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifest
+from cahlib.dataset.layout import vectors_path
+from cahlib.dataset.maintain.add_scores import add_scores
+from cahlib.dataset.manifest import (
+    AddedScores,
+    encode_manifest,
+    manifest_path,
+    read_manifest,
+    read_manifests,
+)
 from cahlib.dataset.storage.hashed_file import FileRecord
 from cahlib.dataset.write.shard_writer import DatasetSpec, ScoredParcel, read_uids, write_shard
 from cahlib.image.header import CAN_DECODE_AVIF
 from cahlib.ledger.local import LocalLedger
 from cahlib.model.model_source import find_source
-from cahlib.model.score_names import score_columns
+from cahlib.model.score_names import column_name, score_columns
 
 SPEC = DatasetSpec(
     model="ViT-tiny/none",
@@ -266,6 +274,19 @@ def replace_matrix(folder, shard, path, matrix):
     stored = FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
     renewed = replace(manifest, files={**manifest.files, path: stored})
     (folder / manifest_path(shard)).write_bytes(encode_manifest(renewed))
+
+
+def add_vectors(folder, model, of):
+    """Add vectors by a further model, as `cah score --embeddings` does: ``of`` has one per row."""
+    first = 0
+    for manifest in [*read_manifests(folder)]:
+        own = np.asarray(of[first : first + manifest.rows], "f2")
+        first += manifest.rows
+        named = {
+            vectors_path(form, manifest.shard.id, column_name(model)): own
+            for form in ("img_emb", "text_emb")
+        }
+        add_scores(folder, manifest, [AddedScores(model=model, columns=(), digest="")], {}, named)
 
 
 def finish(job):

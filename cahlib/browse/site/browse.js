@@ -73,9 +73,10 @@ function picture(item, lazy = true) {
   if (item.fault || !about.pictures) return make("span", {textContent: item.fault || "no picture stored"});
   const source = `image/${item.row}?` + new URLSearchParams({g: about.generation, ...(token ? {token} : {})});
   const image = make("img", {alt: item.pair.TEXT || "", decoding: "async", loading: lazy ? "lazy" : "eager"});
-  image.addEventListener("error", () => {
+  image.addEventListener("error", async () => {
     const why = make("span", {textContent: "This picture cannot be read; see `cah verify`."});
     image.replaceWith(why);
+    await ask(source).catch(error => { why.textContent = error.message; });
   }, {once: true});
   image.src = source;
   return image;
@@ -165,6 +166,7 @@ function showMarks(found) {
   by("marked").textContent = grouped(found.marks);
   by("file").textContent = found.file;
   by("purge").textContent = `cah purge ${quoted(about.place)} --uids ${quoted(found.file)}`;
+  by("select-marked").textContent = `cah select ${quoted(about.place)} --marks ${quoted(found.file)} --into selected`;
   if (found.fault) throw new Error(found.fault);
 }
 

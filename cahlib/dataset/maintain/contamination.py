@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cahlib.core.config import Judge
 from cahlib.core.errors import ConfigError
 from cahlib.core.lists import PERCEPTUAL_HASH, read_entries
 from cahlib.core.records import DropReason
@@ -30,11 +29,11 @@ from cahlib.dataset.maintain.dedup import (
     vectors_of,
 )
 from cahlib.dataset.maintain.similar import ROUNDING, Rows
-from cahlib.dataset.manifest import is_dataset
-from cahlib.dataset.vectors import Matrix, StoredVectors, unit_rows
+from cahlib.dataset.manifest import is_dataset, read_manifests
+from cahlib.dataset.vectors import Matrix, StoredVectors, unit_rows, vector_models
 from cahlib.image.perceptual_hash import looks_of_file, near_pairs, same_colours
 from cahlib.model.inputs import DECODE_ERRORS
-from cahlib.model.model_source import find_source
+from cahlib.model.model_source import find_source, named_judge
 
 if TYPE_CHECKING:
     from cahlib.model.clip import Clip
@@ -56,24 +55,31 @@ class EvaluationSet:
     vector_names: list[str] = field(default_factory=list)
     vectors: list[Matrix] = field(default_factory=list)  #: each row of length 1
     unreadable: list[str] = field(default_factory=list)  #: files that are no readable images
+    model: str = ""  #: that embeds images, as it was named; "" if it was not
 
 
 def find_contaminated(
-    place: str | Path, sets: Sequence[str], distance: int, threshold: float | None = None
+    place: str | Path,
+    sets: Sequence[str],
+    distance: int,
+    threshold: float | None = None,
+    *,
+    model: str = "",
 ) -> tuple[Duplicates, tuple[str, ...]]:
     """Find images that look like one of some evaluation sets or, with a threshold, mean the same.
 
     Return also the files of the sets that are no readable images.
 
-    Folders of images are embedded by the model of the dataset, which is loaded for that. Raise
+    Folders of images are embedded by the model of the dataset, or a further one that it has vectors
+    by (``model``), which is loaded for that. Raise
     ConfigError if a path is not such a set, or cannot be compared with this dataset.
     """
     require_distance(distance)
     if threshold is not None:
         require_threshold(threshold)
     table = read_image_table(place)
-    vectors = None if threshold is None else vectors_of(table)
-    given = EvaluationSet()
+    vectors = None if threshold is None else vectors_of(table, model)
+    given = EvaluationSet(model=model)
     for path in sets:
         if path.strip() and Path(path).resolve() == Path(place).resolve():
             raise ConfigError(f"against: {path} is the dataset itself; name an evaluation set.")
@@ -179,14 +185,20 @@ def _read_dataset(folder: Path, given: EvaluationSet, vectors: StoredVectors | N
     given.hashes += table.hashes.tolist()
     given.colours += table.colours.tolist()
     if vectors is not None:
-        own = vectors_of(table)
-        if own.model != vectors.model:
-            raise ConfigError(
-                f"against: {folder} has embeddings of {own.model}, which cannot be compared with "
-                f"those of {vectors.model}; leave --semantic out."
-            )
+        own = _same_model(table, vectors.model)
         given.vector_names += names
         given.vectors += [block for _, block in own.blocks()]
+
+
+def _same_model(table: ImageTable, model: str) -> StoredVectors:
+    """Return another dataset's embeddings by the same model; raise ConfigError without them."""
+    there = {name for each in read_manifests(table.place) for name in vector_models(each)}
+    if model in there or not there:
+        return vectors_of(table, model if there else "")
+    raise ConfigError(
+        f"against: {table.place} has embeddings of {' and '.join(sorted(there))}, which cannot be "
+        f"compared with those of {model}; leave --semantic out."
+    )
 
 
 def _read_matrix(path: str, given: EvaluationSet, vectors: StoredVectors | None) -> None:
@@ -218,7 +230,7 @@ def _read_folder(folder: Path, given: EvaluationSet, vectors: StoredVectors | No
         raise ConfigError(
             f"against: {folder} has no image file ({', '.join(sorted(_IMAGES))}) in it."
         )
-    clip = None if vectors is None else _load_model(vectors)
+    clip = None if vectors is None else _load_model(vectors, given.model)
     for low in range(0, len(files), _BATCH):
         names, pixels = [], list[Any]()
         for file in files[low : low + _BATCH]:
@@ -242,16 +254,15 @@ def _read_folder(folder: Path, given: EvaluationSet, vectors: StoredVectors | No
         raise ConfigError(f"against: none of the image files in {folder} can be read.")
 
 
-def _load_model(vectors: StoredVectors) -> Clip:
+def _load_model(vectors: StoredVectors, typed: str) -> Clip:
     """Return the model that made the embeddings; raise ConfigError if it cannot be loaded."""
     job = stored_job(Path(vectors.files[0].place))
-    name, _, weights = vectors.model.rpartition("/")
-    if job and find_source(job.judge).name == vectors.model:
+    if typed and typed != vectors.model:
+        judge = named_judge("model", typed)
+    elif job and find_source(job.judge).name == vectors.model:
         judge = job.judge  # which has the folder of a model of one's own
-    elif vectors.model.startswith("hf-hub:"):
-        judge = Judge(model=vectors.model, threshold=0)
     else:
-        judge = Judge(model=name, pretrained=weights, threshold=0)
+        judge = named_judge("model", vectors.model)
     from cahlib.model.clip import load_clip
 
     return load_clip(judge)

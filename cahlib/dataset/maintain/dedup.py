@@ -141,15 +141,17 @@ def find_same_meaning(
     threshold: float,
     prefer: Preference = "largest",
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    model: str = "",
 ) -> Duplicates:
     """Find images whose embeddings have a cosine of at least ``threshold``.
 
-    Raise ConfigError if there is no dataset with embeddings of one model, or the threshold is not
-    0.5 to 1.
+    They are the dataset's own embeddings, or those by a further model. Raise ConfigError if there
+    is no dataset with embeddings of that model, or the threshold is not 0.5 to 1.
     """
     require_threshold(threshold)
     table = read_image_table(place)
-    vectors = vectors_of(table)
+    vectors = vectors_of(table, model)
     found = find_similar(vectors, table.best_first(prefer), threshold, progress=progress)
     order = np.argsort(found.cosines, kind="stable")
     rows, cosines = found.rows[order], found.cosines[order].round(4)
@@ -180,9 +182,9 @@ def require_threshold(threshold: float) -> None:
         raise ConfigError(f"semantic: {threshold:g} is not a cosine from 0.5 to 1.")
 
 
-def vectors_of(table: ImageTable) -> StoredVectors:
+def vectors_of(table: ImageTable, model: str = "") -> StoredVectors:
     """Return the embeddings of these images; raise RunError if they are not of the same rows."""
-    vectors = open_vectors(table.place)
+    vectors = open_vectors(table.place, model=model)
     if not np.array_equal(vectors.starts, table.starts):
         raise RunError(
             f"{table.place} was changed while it was read, or its files do not belong together; "

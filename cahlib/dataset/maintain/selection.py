@@ -7,6 +7,7 @@ always chooses the same pairs.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -15,9 +16,12 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cahlib.core.errors import ConfigError
+from cahlib.core.wording import plural
 from cahlib.dataset.query import PairQuery
 
 #: A share or a number of pairs.
@@ -27,11 +31,24 @@ _TOP = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s*(%?)")
 _SIDES = (128, 256, 512, 1024)
 
 
+class UidList(NamedTuple):
+    """Pairs that are listed, by a person as a rule."""
+
+    uids: frozenset[str]
+    keep: bool  #: whether they are those that stay, or those that go
+
+    def as_list(self) -> list[Any]:
+        """Return what identifies the list, as JSON has it."""
+        digest = hashlib.sha256("\n".join(sorted(self.uids)).encode()).hexdigest()
+        return ["keep" if self.keep else "leave out", len(self.uids), digest]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionRule:
     """What decides which pairs stay."""
 
     where: tuple[str, ...] = ()  #: conditions in SQL, which a pair must all meet
+    listed: tuple[UidList, ...] = ()
     caps: tuple[tuple[str, int], ...] = ()  #: the most pairs for each value of an expression
     top: str = ""  #: "30%" or "5000", of the pairs that are left; all if empty
     by: str = "similarity"  #: what is best, for caps and top: the largest
@@ -40,8 +57,10 @@ class SelectionRule:
     def as_dict(self) -> dict[str, Any]:
         """Return the rule as JSON has it."""
         caps = [[name, most] for name, most in self.caps]
+        listed = {"listed": [each.as_list() for each in self.listed]} if self.listed else {}
         return {
             "where": [*self.where], "caps": caps, "top": self.top, "by": self.by, "per": self.per,
+            **listed,
         }  # fmt: skip
 
 
@@ -128,6 +147,11 @@ def select_pairs(pairs: PairQuery, rule: SelectionRule) -> Selection:
         pairs.type_of(condition)  # an empty one is a mistake here
         stays = stays & pairs.mask(condition)
         steps.append((" ".join(condition.split()), int(stays.sum())))
+    for some in rule.listed:
+        is_in = pc.is_in(pairs.evaluate("uid"), value_set=pa.array([*some.uids], pa.string()))
+        stays = stays & (is_in.to_numpy() == some.keep)
+        how = "among" if some.keep else "not among"
+        steps.append((f"{how} {plural(len(some.uids), 'listed uid')}", int(stays.sum())))
     values = _values(pairs, rule)
     best = np.argsort(-values, kind="stable")  # NaN is last
     for name, most in rule.caps:
