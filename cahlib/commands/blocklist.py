@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from cahlib.commands.console import print_result
 from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
 from cahlib.core.terminal import print_note
 
@@ -32,6 +33,7 @@ def add(commands: Any) -> None:
     build.add_argument(
         "--least", type=int, default=1, metavar="N", help="number of shards that must agree [1]"
     )
+    build.add_json()
     build.set_defaults(act=_build)
     show = actions.add_parser(
         "show",
@@ -39,6 +41,7 @@ def add(commands: Any) -> None:
         example="cah blocklist show failed-domains.txt",
     )
     show.add_argument("list", metavar="FILE", help="list of domains")
+    show.add_json()
     show.set_defaults(act=_show)
 
 
@@ -66,7 +69,8 @@ def _build(chosen: argparse.Namespace) -> int:
         if is_disk_full(error):
             raise disk_full_error(chosen.output) from error
         raise ConfigError(f"{chosen.output} cannot be written ({error.strerror}).") from error
-    print(f"{len(listed):,} domains: {chosen.output}")
+    result = {"list": chosen.output, "shards": shards, "domains": len(listed)}
+    print_result(chosen, result, [f"{len(listed):,} domains: {chosen.output}"])
     print_note(f"`cah run --blocked-domains {chosen.output}` skips them.")
     return 0
 
@@ -80,7 +84,6 @@ def _show(chosen: argparse.Namespace) -> int:
     from cahlib.core.lists import DOMAIN, read_entries
 
     found = sorted(set(read_entries(chosen.list, "list", DOMAIN)))
-    for domain in found:
-        print(domain)
+    print_result(chosen, {"list": chosen.list, "domains": found}, found)
     print_note(f"# {len(found):,} domains")
     return 0

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cahlib.commands.console import print_json
+from cahlib.commands.console import print_result
 from cahlib.core.errors import ConfigError, MissingSetting
 from cahlib.core.terminal import print_note
 
@@ -39,6 +39,7 @@ def add(commands: Any) -> None:
         "--distance", type=int, default=4, choices=range(9), metavar="N",
         help="for --looks: how many bits of 64 may differ, 0 to 8 [4]",
     )  # fmt: skip
+    purge.add_json()
     purge.set_defaults(act=_purge)
     dedup = commands.add_parser(
         "dedup",
@@ -93,7 +94,13 @@ def _purge(chosen: argparse.Namespace) -> int:
         f" {plural(links, 'link')} of other candidates {verb(links, 'was', 'were')} removed from "
         "the outcomes."
     )
-    print(removed_sentence(pairs, shards) + others * bool(links))
+    result = {
+        "dataset": chosen.dataset,
+        "pairs_removed": pairs,
+        "shards_changed": shards,
+        "links_removed": links,
+    }
+    print_result(chosen, result, [removed_sentence(pairs, shards) + others * bool(links)])
     return 0
 
 
@@ -119,25 +126,21 @@ def _dedup(chosen: argparse.Namespace) -> int:
         pairs, shards, _ = print_changes(remove_duplicates(folder, found))
     elif len(found.extra):
         print_note("Run it with --apply to remove them.")
-    if chosen.json:
-        print_json(
-            {
-                "dataset": chosen.dataset,
-                "distance": chosen.distance,
-                "semantic": chosen.semantic,
-                "model": chosen.model or None,
-                "against": chosen.against,
-                "keep": chosen.keep,
-                "images": found.images,
-                "duplicates": len(found.extra),
-                "examples": [each._asdict() for each in found.examples],
-                "applied": chosen.apply,
-                "pairs_removed": pairs,
-                "shards_changed": shards,
-            }
-        )
-    elif chosen.apply:
-        print(removed_sentence(pairs, shards))
+    result = {
+        "dataset": chosen.dataset,
+        "distance": chosen.distance,
+        "semantic": chosen.semantic,
+        "model": chosen.model or None,
+        "against": chosen.against,
+        "keep": chosen.keep,
+        "images": found.images,
+        "duplicates": len(found.extra),
+        "examples": [each._asdict() for each in found.examples],
+        "applied": chosen.apply,
+        "pairs_removed": pairs,
+        "shards_changed": shards,
+    }
+    print_result(chosen, result, [removed_sentence(pairs, shards)] if chosen.apply else ())
     return 0
 
 

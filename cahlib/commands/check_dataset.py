@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cahlib.commands.console import print_json
+from cahlib.commands.console import print_result
 from cahlib.core.run_directory import RunDirectory
 from cahlib.core.terminal import print_note
 
@@ -46,6 +46,7 @@ def add(commands: Any) -> None:
     )
     repair.add_dataset()
     repair.add_argument("--dry-run", action="store_true", help="show what would be done")
+    repair.add_json()
     repair.set_defaults(act=_repair)
 
 
@@ -53,10 +54,9 @@ def _inspect(chosen: argparse.Namespace) -> int:
     from cahlib.dataset.show.summary import summary_json, summary_lines
 
     if chosen.json:
-        print_json(summary_json(chosen.dataset))
-        return 0
-    for line in summary_lines(chosen.dataset):
-        print(line)
+        print_result(chosen, summary_json(chosen.dataset))
+    else:
+        print_result(chosen, {}, summary_lines(chosen.dataset))
     return 0
 
 
@@ -75,13 +75,9 @@ def _verify(chosen: argparse.Namespace) -> int:
         if not chosen.json:
             print(each.sentence)
     busy = busy or is_locked(Path(chosen.dataset))
-    if chosen.json:
-        found = {"dataset": chosen.dataset, "sound": not problems, "in_use": busy}
-        print_json(found | {"problems": problems})
-    elif not problems:
-        print("Every file is whole, and all rows agree.")
-    else:
-        print(f"{plural(len(problems), 'problem')}.")
+    found = {"dataset": chosen.dataset, "sound": not problems, "in_use": busy, "problems": problems}
+    sound = "Every file is whole, and all rows agree."
+    print_result(chosen, found, [f"{plural(len(problems), 'problem')}." if problems else sound])
     if problems and busy:
         print_note(
             "Another command is writing to this dataset, and what it changes may be listed above; "
@@ -108,13 +104,12 @@ def _repair(chosen: argparse.Namespace) -> int:
     ledger = Path(chosen.dataset) / _LEDGER
     found = plan_repair(place, committed_shards(ledger))
     if chosen.dry_run:
-        _print(found)
+        planned = [*found.lines()]
+        print_result(chosen, _as_json(chosen, found), planned or ["There is nothing to repair."])
         if found.unreadable:
             print_note("Nothing was changed.")
-        elif any(found.lines()):
+        elif planned:
             print_note("Nothing was changed; run it without --dry-run to do this.")
-        else:
-            print("There is nothing to repair.")
         return 0
     if folder := files_at(place).folder:
         require_writable(folder)
@@ -122,20 +117,34 @@ def _repair(chosen: argparse.Namespace) -> int:
             raise locked_error(folder)
     with lock_dataset(Path(place)) if local else nullcontext():
         found = plan_repair(place, committed_shards(ledger))  # a run may have gone on until now
-        _print(found)
+        for line in () if chosen.json else found.lines():
+            print(line)
         repair(found)
         if local and ledger.exists():
             index = LocalLedger.open_or_replace(ledger)
             for id in found.broken:
                 index.remove(id)
             index.close()
-    print(
+    done = (
         f"Gave up {plural(len(found.broken), 'shard')}, removed {plural(len(found.left), 'file')}."
         + " The run's own command does those shards again." * bool(found.broken)
     )
+    print_result(chosen, _as_json(chosen, found), [done])
     return 1 if found.foreign else 0
 
 
-def _print(found: RepairPlan) -> None:
-    for line in found.lines():
-        print(line)
+def _as_json(chosen: argparse.Namespace, found: RepairPlan) -> dict[str, Any]:
+    kinds = {
+        "given_up": found.broken,
+        "completed": found.unfinished,
+        "removed": found.left,
+        "vectors_removed": found.vectors,
+        "rewritten": found.again,
+        "foreign": found.foreign,
+        "unreadable": found.unreadable,
+    }
+    listed = {
+        kind: [{"name": name, "problem": problem} for name, problem in each.items()]
+        for kind, each in kinds.items()
+    }
+    return {"dataset": chosen.dataset, "applied": not chosen.dry_run, **listed}

@@ -31,7 +31,7 @@ from cahlib.commands import (
     why,
     worker,
 )
-from cahlib.commands.console import print_message, print_run_trouble
+from cahlib.commands.console import print_message, print_run
 from cahlib.commands.parser import Parser, typed_settings
 from cahlib.core import logs
 from cahlib.core.config import Job
@@ -89,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not hasattr(chosen, "act"):
                 parser.print_help(sys.stderr)
                 return 2
-        with robust_streams(output=hasattr(chosen, "works")), quiet_output(chosen.quiet):
+        # A run goes on where nobody reads its lines, but an object for scripts must arrive whole.
+        unread = hasattr(chosen, "works") and not chosen.json
+        with robust_streams(output=unread), quiet_output(chosen.quiet):
             return _done(chosen)
     except KeyboardInterrupt:
         with robust_streams(output=True):
@@ -173,6 +175,7 @@ def _parser() -> Parser:
         ".env.",
         example="cah run --crawl CC-MAIN-2024-10 --shards 2 --contact https://example.org/crawl",
     )
+    run.add_json()
     run.add_settings("run")
     run.set_defaults(act=_run, looks_after=True, works=True, extra="gpu")
     demo = commands.add_parser(
@@ -182,6 +185,7 @@ def _parser() -> Parser:
     )
     demo.add_argument("--output", default="demo-dataset", help="folder of the demo's dataset")
     demo.add_argument("--open", action="store_true", help="open the report in a browser")
+    demo.add_json()
     demo.set_defaults(act=_demo, works=True, extra="gpu")
     retry.add(commands, _retry)
     worker.add(commands, lambda chosen, work: _watched(_job(chosen), work))
@@ -196,6 +200,7 @@ def _parser() -> Parser:
     why.add(commands)
     guide.add(commands)
     completion.add(commands, parser)
+    parser.set_defaults(json=False)  # for the commands that do not offer it
     for _, each in parser.commands():
         each.add_quiet()
     return parser
@@ -211,7 +216,7 @@ def _run(chosen: argparse.Namespace) -> int:
     print_note(*filter(None, (quote.table, *quote.sentences)))
     if quote.servers and not confirm(f"Order {quote.order}?"):
         return 2
-    return _follow(job, **secrets)
+    return _follow(chosen, job, **secrets)
 
 
 def _retry(job: Job, shards: int, work: Callable[..., _T]) -> _T | None:
@@ -269,11 +274,11 @@ def _scraping(tokens: str = "", watchdog: str = "") -> EngineFactory:
     return partial(open_scrapers, tokens=tokens, watchdog=watchdog, report=print_message)
 
 
-def _follow(job: Job, **secrets: str) -> int:
+def _follow(chosen: argparse.Namespace, job: Job, **secrets: str) -> int:
     from cahlib.run.pipeline import run
 
     outcome = _watched(job, partial(run, scraping=_scraping(**secrets)))
-    _tell(outcome)
+    print_run(chosen, outcome, _summary(outcome))
     if outcome.stopped:
         return report_stopped(outcome.shards.open + outcome.shards.committed, outcome.shards.total)
     return 1 if outcome.shards.failed or outcome.faults else 0
@@ -303,18 +308,17 @@ def _stoppable() -> Iterator[threading.Event]:
         yield stop
 
 
-def _tell(outcome: RunResult) -> None:
+def _summary(outcome: RunResult) -> list[str]:
     from cahlib.core.records import Stage
     from cahlib.core.wording import plural
 
     shards, stats = outcome.shards, outcome.stats
-    print(
+    return [
         f"{plural(stats.left[Stage.JUDGE], 'pair')} from "
         f"{plural(stats.entered[Stage.CHOOSE], 'link')} in {plural(shards.done, 'shard')}: "
-        f"{outcome.folder}"
-    )
-    print(f"report: {outcome.folder / 'report.html'}")
-    print_run_trouble(outcome)
+        f"{outcome.folder}",
+        f"report: {outcome.folder / 'report.html'}",
+    ]
 
 
 def _demo(chosen: argparse.Namespace) -> int:
@@ -327,7 +331,7 @@ def _demo(chosen: argparse.Namespace) -> int:
         job = demo.job(output, web)
         check_settings(job)
         print_note("The demo's web and its crawl are on loopback; nothing leaves this machine.")
-        code = _follow(job)
+        code = _follow(chosen, job)
     typed = shlex.quote(output)
     print_note(f"`cah inspect {typed}` and `cah verify {typed}` tell more about it.")
     if chosen.open:

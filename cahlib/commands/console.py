@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
@@ -51,9 +52,33 @@ def print_message(sentence: str) -> None:
         tqdm.write(sentence, file=sys.stderr)
 
 
-def print_json(result: Mapping[str, Any]) -> None:
-    """Print a command's result for scripts: one JSON object."""
-    print(json.dumps(result, indent=2, ensure_ascii=False))
+def print_result(
+    chosen: argparse.Namespace, result: Mapping[str, Any], lines: Iterable[str] = ()
+) -> None:
+    """Print a command's result: lines for people, or with `--json` one object for scripts."""
+    if chosen.json:
+        lines = (json.dumps(result, indent=2, ensure_ascii=False),)
+    for line in lines:
+        print(line)
+
+
+def print_run(chosen: argparse.Namespace, result: RunResult, lines: Iterable[str]) -> None:
+    """Print how a run ended, and to stderr what went wrong in it."""
+    shards = result.shards
+    ended = {
+        "dataset": str(result.folder),
+        "links": result.stats.entered[Stage.CHOOSE],
+        "pairs": result.stats.left[Stage.JUDGE],
+        "shards": shards.total,
+        "done": shards.done,
+        "failed": shards.failed,
+        "stopped": result.stopped,
+        "errors": [{"shard": shard, "error": error} for shard, error in result.errors],
+        "faults": [*result.faults],
+        "warnings": [*result.warnings],
+    }
+    print_result(chosen, ended, lines)
+    print_run_trouble(result)
 
 
 def print_run_trouble(result: RunResult) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cahlib.commands.console import print_json, print_run_trouble
+from cahlib.commands.console import print_result, print_run_trouble
 from cahlib.commands.parser import typed_settings
 from cahlib.core.config import Job, replace_settings
 from cahlib.core.records import Stage
@@ -86,10 +86,7 @@ def _retry(chosen: argparse.Namespace, launch: Launch[Any]) -> int:
     result = launch(job, len(plan.shards), lambda *a, **k: retry_links(a[0], plan, *a[1:], **k))
     if result is None:
         return 2
-    if chosen.json:
-        print_json(_as_json(chosen.output, result))
-    else:
-        print(_summary(result))
+    print_result(chosen, _as_json(chosen.output, result), [_summary(result)])
     print_run_trouble(result.run)
     if result.run.stopped:
         return report_stopped(len(plan.shards) - result.shards, len(plan.shards))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cahlib.commands.change_dataset import dataset_folder
+from cahlib.commands.console import print_result
 from cahlib.core.config import Judge, settings
 from cahlib.core.errors import ConfigError, MissingSetting
 from cahlib.core.presets import PRESETS
@@ -47,6 +48,7 @@ def add(commands: Any) -> None:
         "--head", metavar="FILE", default="",
         help="score the vectors that are stored by a head's JSON file, without an image",
     )  # fmt: skip
+    score.add_json()
     score.set_defaults(act=_score, extra="gpu")
 
 
@@ -57,16 +59,22 @@ def _score(chosen: argparse.Namespace) -> int:
     if len(given) > 1:
         raise ConfigError(f"score: {given[0]} and {given[1]} exclude each other; run it twice.")
     pairs = shards = unreadable = 0
+    columns: tuple[str, ...] = ()
     for each in _scored(chosen, dataset_folder(chosen.dataset)):
         pairs, shards = pairs + each.pairs, shards + 1
-        unreadable += each.unreadable
+        unreadable, columns = unreadable + each.unreadable, each.columns
         mean = "" if each.mean is None else f", mean {each.mean:.3f}"
         print_note(f"{each.shard}: {plural(each.pairs, 'pair')}{mean}")
-    if not shards:
-        print("Every shard has these scores already.")
-        return 0
-    columns = ", ".join(each.columns) or "vectors"
-    print(f"Scored {plural(pairs, 'pair')} in {plural(shards, 'shard')}: {columns}.")
+    result = {
+        "dataset": chosen.dataset,
+        "shards": shards,
+        "pairs": pairs,
+        "unreadable": unreadable,
+        "columns": [*columns],
+    }
+    added = ", ".join(columns) or "vectors"
+    done = f"Scored {plural(pairs, 'pair')} in {plural(shards, 'shard')}: {added}."
+    print_result(chosen, result, [done if shards else "Every shard has these scores already."])
     if unreadable:
         print_note(f"The model cannot read {plural(unreadable, 'image')}, which have no score.")
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cahlib.commands.change_dataset import dataset_folder, print_changes, removed_sentence
-from cahlib.commands.console import print_json
+from cahlib.commands.console import print_result
 from cahlib.core.errors import CahError, ConfigError, MissingSetting
 from cahlib.core.terminal import print_note
 from cahlib.core.wording import plural
@@ -99,8 +99,7 @@ def _select(chosen: argparse.Namespace) -> int:
     )
     if result is None:
         result = _reported(chosen)
-    if chosen.json:
-        print_json(result)
+    print_result(chosen, result)
     return 0
 
 

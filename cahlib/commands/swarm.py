@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cahlib.commands.console import print_json
+from cahlib.commands.console import print_result
 from cahlib.commands.parser import Parser
 from cahlib.core.config import Job
 from cahlib.core.errors import ConfigError, MissingSetting, RunError, Stopped
@@ -72,10 +72,12 @@ def add(commands: Any, given: Given) -> None:
     up = command("up", "create servers, which the next run uses", _up, "2 --max-cost 5")
     up.add_argument("nodes", metavar="N", type=int, nargs="?", help="how many; or give --cores")
     up.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    up.add_json()
     down = command("down", "delete the servers of a run, and check that they are gone", _down)
     down.add_argument("--run", default="", metavar="NAME", help="of another run, by its name")
     down.add_argument("--all-runs", action="store_true", help="of all runs")
     down.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    down.add_json()
     every = command("list", "show every run that has servers in any of the accounts", _list)
     every.add_json()
     every.set_defaults(all_runs=True)  # those that nobody works with are in its list
@@ -133,8 +135,11 @@ def _up(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) ->
             if not isinstance(error, Stopped):  # then somebody has taken them down
                 print(left, file=sys.stderr)
             raise
-    for login in nodes:
-        print(f"{login.name} at {login.address} is up")
+    result = {
+        "run": run_name(wanted.state),
+        "nodes": [{"name": login.name, "address": login.address} for login in nodes],
+    }
+    print_result(chosen, result, (f"{each.name} at {each.address} is up" for each in nodes))
     print(left, file=sys.stderr)
     return 0
 
@@ -173,9 +178,11 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
         )
         raise
     done = f"{plural(len(servers), 'server')} {verb(len(servers), 'was', 'were')} deleted"
-    print(f"{done if servers else 'There was no server'}; the cloud says that nothing is left.")
+    lines = [f"{done if servers else 'There was no server'}; the cloud says that nothing is left."]
     if account := lifecycle.close_billing(_state(job), labels):
-        print(account)
+        lines.append(account)
+    result = {"deleted": [each.name for each in servers], "costs": account or None}
+    print_result(chosen, result, lines)
     return 0
 
 
@@ -187,17 +194,14 @@ def _list(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
     from cahlib.swarm.runs import list_runs
 
     found = list_runs(_accounts(environment))
-    if chosen.json:
-        print_json({"runs": [_run_json(each) for each in found]})
-        return 0
-    if not found:
-        print("cahlib has no servers in these accounts.")
-        return 0
-    print(f"{'run':<10} {'servers':>7} {'age':>8} {'an hour':>12}  state")
+    lines = ["cahlib has no servers in these accounts."]
+    if found:
+        lines = [f"{'run':<10} {'servers':>7} {'age':>8} {'an hour':>12}  state"]
     for each in found:
         state = "somebody works with it" if each.in_use else "nobody works with it"
-        price = f"{each.currency} {each.hourly:.4f}"
-        print(f"{each.run:<10} {each.servers:>7} {each.age / 3600:>6.1f} h {price:>12}  {state}")
+        price, age = f"{each.currency} {each.hourly:.4f}", each.age / 3600
+        lines.append(f"{each.run:<10} {each.servers:>7} {age:>6.1f} h {price:>12}  {state}")
+    print_result(chosen, {"runs": [_run_json(each) for each in found]}, lines)
     return 0
 
 
@@ -217,21 +221,22 @@ def _status(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]
         lifecycle.node_statuses(clouds, _state(job)),
         lifecycle.run_billing(clouds, _state(job)),
     )
-    if chosen.json:
-        now, state = time.time(), _state(job)
-        run = run_name(state) if run_name_file(state).exists() else None
-        cost = {"spent": account.spent(now), "per_hour": account.hourly()}
-        shown = [asdict(each) for each in nodes]
-        print_json({"run": run, "nodes": shown, **cost, "currency": account.currency})
-        return 0
-    for line in (
-        node_lines(nodes, account.currency) if nodes else ["There are no servers of this run."]
-    ):
-        print(line)
+    now, state = time.time(), _state(job)
+    result = {
+        "run": run_name(state) if run_name_file(state).exists() else None,
+        "nodes": [asdict(each) for each in nodes],
+        "spent": account.spent(now),
+        "per_hour": account.hourly(),
+        "currency": account.currency,
+    }
+    lines = node_lines(nodes, account.currency) if nodes else ["There are no servers of this run."]
     for each in nodes:
-        print(f"{each.name}  cahlib {each.version or 'does not answer'}: {each.line or 'no log'}")
+        lines.append(
+            f"{each.name}  cahlib {each.version or 'does not answer'}: {each.line or 'no log'}"
+        )
     if account:
-        print(account.summary(time.time()))
+        lines.append(account.summary(now))
+    print_result(chosen, result, lines)
     return 0
 
 

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cahlib.commands import serve
-from cahlib.commands.console import print_json
+from cahlib.commands.console import print_result
 from cahlib.commands.parser import Parser
 from cahlib.commands.serve import open_tracker_database
 from cahlib.core.config import Crawl
 from cahlib.core.crawl_settings import NO_TEXT
 from cahlib.core.errors import ConfigError, disk_full_error, is_disk_full
 from cahlib.core.table_rows import is_shareable
+
+#: Commands without a result of a few fields: a server, a table with --form json, a file alone.
+_TEXT = {"serve", "export", "filter"}
 
 
 def add(commands: Any) -> None:
@@ -38,6 +41,8 @@ def add(commands: Any) -> None:
             name, help=help, example=f"cah tracker {name} {example}".strip()
         )
         parser.set_defaults(act=act)
+        if name not in _TEXT:
+            parser.add_json()
         if name != "filter":
             _add_database(parser)
         return parser
@@ -72,7 +77,7 @@ def add(commands: Any) -> None:
     adding.add_argument(
         "--base-url", metavar="URL", default=Crawl().base_url, help="base URL of the crawls"
     )
-    command("stats", "show how far the crawl is", _stats).add_json()
+    command("stats", "show how far the crawl is", _stats)
     command("checks", "compare finished shards with their spot checks", _checks)
     export = command(
         "export", "write the leaderboard or every shard's state", _export, "leaderboard"
@@ -158,7 +163,7 @@ def _intake(chosen: argparse.Namespace) -> int:
             from cahlib.dataset.write.columns import TAKEN as taken
         added = admin.add_wats(database, list_shards(crawl, taken=taken))
     what = f"{added:,} shards" if crawl.links else f"{added:,} WAT files: {2 * added:,} shards"
-    print(f"Added {what}.")
+    print_result(chosen, {"shards": added if crawl.links else 2 * added}, [f"Added {what}."])
     return 0
 
 
@@ -173,18 +178,17 @@ def _stats(chosen: argparse.Namespace) -> int:
         counts = statistics.crawl_counts(database)
         people = statistics.list_leaders(database, most=10)
     states = {name: getattr(counts, name) for name in _STATES}
-    if chosen.json:
-        print_json(
-            {"shards": counts.total, "done": counts.done, "share": counts.share, **states}
-            | {"pairs": counts.pairs, "leaders": people}
-        )
-        return 0
-    print(f"{counts.done:,} of {counts.total:,} shards are done ({counts.share:.2%}),")
-    print(f"{counts.pairs:,} pairs so far.")
-    for name, number in states.items():
-        print(f"  {name:<8} {number:>12,}")
-    for one in people:
-        print(f"  {one['pairs']:>12,} pairs  {one['done']:>8,} shards  {one['nickname']}")
+    lines = [
+        f"{counts.done:,} of {counts.total:,} shards are done ({counts.share:.2%}),",
+        f"{counts.pairs:,} pairs so far.",
+        *(f"  {name:<8} {number:>12,}" for name, number in states.items()),
+        *(
+            f"  {one['pairs']:>12,} pairs  {one['done']:>8,} shards  {one['nickname']}"
+            for one in people
+        ),
+    ]
+    result = {"shards": counts.total, "done": counts.done, "share": counts.share, **states}
+    print_result(chosen, result | {"pairs": counts.pairs, "leaders": people}, lines)
     return 0
 
 
@@ -193,12 +197,20 @@ def _checks(chosen: argparse.Namespace) -> int:
         from cahlib.tracker import spot_checks
 
         found = spot_checks.finished_checks(database)
-    print(f"{len(found):,} shards were done again by somebody else, those that agree least first:")
-    for each in found:
-        print(
+    lines = [
+        f"{len(found):,} shards were done again by somebody else, those that agree least first:",
+        *(
             f"  {each.share:>6.1%} of {each.claimed:>6,} pairs  shard {each.number}  "
             f"{each.nickname}, checked by {each.checker}"
-        )
+            for each in found
+        ),
+    ]
+    checks = [
+        {"shard": each.number, "nickname": each.nickname, "checker": each.checker}
+        | {"claimed": each.claimed, "agreed": each.agreed}
+        for each in found
+    ]
+    print_result(chosen, {"checks": checks}, lines)
     return 0
 
 
@@ -221,7 +233,7 @@ def _retry(chosen: argparse.Namespace) -> int:
         from cahlib.tracker import admin
 
         again = admin.retry_shards(database, chosen.shards or None, old_parcels=chosen.old_parcels)
-    print(f"{again:,} shards are to do again.")
+    print_result(chosen, {"shards": again}, [f"{again:,} shards are to do again."])
     return 0
 
 
@@ -238,7 +250,8 @@ def _expel(chosen: argparse.Namespace) -> int:
         for number in numbers:
             lease_store.expel(number)
             again += admin.undo_worker(database, number) if chosen.undo else 0
-    print(f"{len(numbers):,} workers are sent away; {again:,} shards are to do again.")
+    done = f"{len(numbers):,} workers are sent away; {again:,} shards are to do again."
+    print_result(chosen, {"workers": len(numbers), "shards": again}, [done])
     return 0
 
 
@@ -247,7 +260,8 @@ def _backup(chosen: argparse.Namespace) -> int:
         from cahlib.tracker import backup
 
         count = backup.backup(database, Path(chosen.file))
-    print(f"{count:,} rows are in {chosen.file}.")
+    result = {"file": chosen.file, "rows": count}
+    print_result(chosen, result, [f"{count:,} rows are in {chosen.file}."])
     return 0
 
 
@@ -260,7 +274,8 @@ def _restore(chosen: argparse.Namespace) -> int:
         count = backup.restore(database, Path(chosen.file))
     finally:
         database.close()
-    print(f"{count:,} rows are restored.")
+    result = {"file": chosen.file, "rows": count}
+    print_result(chosen, result, [f"{count:,} rows are restored."])
     return 0
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from cahlib.commands.console import print_json
+from cahlib.commands.console import print_result
 from cahlib.core.terminal import print_note
 from cahlib.core.wording import plural, verb
 
@@ -48,11 +48,7 @@ def _why(chosen: argparse.Namespace) -> int:
         bare = given.partition("#")[0]
         query = query._replace(words=tuple(dict.fromkeys((given, bare, normalize_url(bare)))))
     found = explain(chosen.dataset, query)
-    if chosen.json:
-        print_json(_as_json(chosen, found))
-        return 0
-    for line in _lines(chosen.link, found):
-        print(line)
+    print_result(chosen, _as_json(chosen, found), _lines(chosen.link, found))
     if found.shards_without_outcomes:
         print_note(
             f"{plural(found.shards_without_outcomes, 'shard')} of {found.shards} "

@@ -6,9 +6,11 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from cahlib.commands.console import print_result, print_run
 from cahlib.core.config import Job
 from cahlib.core.errors import MissingSetting
 from cahlib.core.terminal import report_stopped
+from cahlib.core.wording import plural
 
 #: Makes a Job of what was typed, and runs a function of it under the eyes of the user: the CLI's.
 Follow = Callable[[argparse.Namespace, Callable[..., Any]], Any]
@@ -23,6 +25,7 @@ def add(commands: Any, follow: Follow) -> None:
         example="cah worker --tracker http://tracker.example.org:8000 --nickname ada "
         "--contact https://example.org/crawl",
     )
+    worker.add_json()
     worker.add_settings("worker")
     worker.set_defaults(act=lambda chosen: _worker(chosen, follow), works=True)
     gpu = commands.add_parser(
@@ -32,6 +35,7 @@ def add(commands: Any, follow: Follow) -> None:
         "dataset of it.",
         example="cah gpu --tracker http://tracker.example.org:8000 --nickname ada",
     )
+    gpu.add_json()
     gpu.add_settings("gpu")
     gpu.set_defaults(act=lambda chosen: _gpu(chosen, follow), works=True, extra="gpu")
 
@@ -40,16 +44,17 @@ def _worker(chosen: argparse.Namespace, follow: Follow) -> int:
     from cahlib.run.worker import work_for_tracker
 
     outcome = follow(chosen, lambda job, *a, **k: work_for_tracker(_with_tracker(job), *a, **k))
-    print(f"{outcome.parcels} parcels delivered.")
+    result = {"parcels": outcome.parcels, "stopped": outcome.stopped}
+    print_result(chosen, result, [f"{plural(outcome.parcels, 'parcel')} delivered."])
     return report_stopped() if outcome.stopped else 0
 
 
 def _gpu(chosen: argparse.Namespace, follow: Follow) -> int:
-    from cahlib.core.wording import plural
     from cahlib.run.pipeline import run
 
     outcome = follow(chosen, lambda job, *a, **k: run(_with_tracker(job), *a, role="gpu", **k))
-    print(f"{plural(outcome.shards.done, 'shard')} judged; the dataset is in {outcome.folder}.")
+    done = f"{plural(outcome.shards.done, 'shard')} judged; the dataset is in {outcome.folder}."
+    print_run(chosen, outcome, [done])
     return report_stopped() if outcome.stopped else 0
 
 

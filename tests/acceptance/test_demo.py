@@ -336,7 +336,8 @@ def test_what_the_demo_says_to_type_can_be_typed(shown, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     with shown.serve() as web:
         judged.finish(demo.job("my demo", web))
-    ran = command.said(capsys, "demo", "--output", "my demo")
+    ran = command.said(capsys, "demo", "--output", "my demo", "--json")
     assert ran.returncode == 0, ran.stderr
+    assert sorted(json.loads(ran.stdout)) == command.json_keys("demo")
     line = ran.stderr.splitlines()[-1].split("`")[1]
     assert command.said(capsys, *shlex.split(line)[1:]).returncode == 0

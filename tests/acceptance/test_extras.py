@@ -172,10 +172,11 @@ def test_a_volunteer_scrapes_with_the_base_install(installed, tmp_path):
     with tracker(tmp_path) as (url, web):
         process = installed("").start(
             "-m", "cahlib.commands.cli", "worker", "--tracker", url, "--nickname", "ann",
-            "--output", "ann", "--replay", web.address, "--workers", 1, cwd=tmp_path,
+            "--output", "ann", "--replay", web.address, "--workers", 1, "--json", cwd=tmp_path,
         )  # fmt: skip
         out, errors = process.communicate()
-    assert (process.returncode, out.splitlines()[-1:]) == (0, ["2 parcels delivered."]), errors
+    assert process.returncode == 0 and json.loads(out) == {"parcels": 2, "stopped": False}, errors
+    assert sorted(json.loads(out)) == command.json_keys("worker")
     assert len([*(tmp_path / "parcels").glob("*.tar")]) == 2
 
 
@@ -193,12 +194,13 @@ def test_a_run_judges_with_its_extra(installed, tmp_path):
         # the demo's port is not free, which it says when all that it shows is there
         (taken / "run" / "job.json").write_text(json.dumps({"replay": web.address}))
         judging = ["gpu", "--tracker", url, "--nickname", "ann", "--output", "ann"]
-        judging += ["--model", model, "--threshold", "-1"]
+        judging += ["--model", model, "--threshold", "-1", "--json"]
         lines = [["run", *command.options(job)], ["demo", "--output", taken], judging]
         (ran, shown, judged_) = own.cah(lines, cwd=tmp_path)
     assert ran[0] == 0 and "6 pairs from 6 links in 2 shards" in ran[1], ran
     assert shown[0] == 2 and "is not to be had" in shown[2], shown
-    assert judged_[0] == 0 and "0 shards judged" in judged_[1], judged_
+    assert judged_[0] == 0 and json.loads(judged_[1])["done"] == 0, judged_
+    assert sorted(json.loads(judged_[1])) == command.json_keys("gpu")
 
 
 def test_a_tracker_serves_with_its_extra(installed, tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import os
 import pty
 import re
@@ -102,8 +103,10 @@ def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_
 
 def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp_path):
     output = ("--output", tmp_path / "dataset")
-    assert cah(cloud, "swarm", "up", 2, *output).returncode == 0
+    made = json.loads(cah(cloud, "swarm", "up", 2, *output, "--json").stdout)
+    assert sorted(made) == command.json_keys("swarm up")
     first, second = (name for name in names(cloud) if name != "stranger")
+    assert {each["name"] for each in made["nodes"]} == {first, second}
     shown = cah(cloud, "swarm", "status", *output).stdout
     wheel = next((tmp_path / "dataset/run/swarm/wheel").glob("*.whl")).name.split("-")[1]
     for name in (first, second):

@@ -2,38 +2,62 @@
 
 import io
 import json
-import re
+import shlex
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from cahlib.commands import console
+from cahlib.commands.cli import _parser
 from cahlib.core import terminal
 from cahlib.core.progress import Snapshot, Transient
 from cahlib.core.records import Stats
-from cahlib.guide import read_page
 from tests.world import cloud as clouds
 from tests.world import judged, small
-from tests.world.command import said
+from tests.world.command import json_keys, said
 
 DATABASE = "--database", "sqlite:///tracker.sqlite"
-#: Every command that prints JSON, by its words: its arguments, and its exit code.
-JSON = {
+#: Every command that reads and prints JSON, by its words: its arguments, and its exit code.
+READING = {
     "inspect": (["dataset"], 0),
     "verify": (["dataset"], 1),
+    "repair": (["dataset", "--dry-run"], 0),
     "dedup": (["dataset", "--distance", "8"], 0),
     "select": (["dataset", "--where", "similarity > 0.4"], 0),
     "why": (["dataset", "example.com"], 0),
+    "blocklist build": (["dataset", "--output", "list"], 0),
+    "blocklist show": (["domains"], 0),
     "swarm list": ([], 0),
     "swarm status": (["--output", "dataset"], 0),
     "tracker stats": (DATABASE, 0),
+    "tracker checks": (DATABASE, 0),
 }
-#: Others that read, and have notes for people.
-READING = {
-    "blocklist build": (["dataset", "--output", "list"], 0),
-    "blocklist show": (["domains"], 0),
-    "repair": (["dataset", "--dry-run"], 0),
-    "guide": ([], 0),
+#: The same of those that change something.
+CHANGING = {
+    "purge": (["whole", "--urls", "urls"], 0),
+    "score": (["whole", "--head", "taste.json"], 0),
+    "run": (shlex.split("--links links.txt --text-column none --no-judge --output made"), 0),
+    "swarm down": (["--output", "dataset"], 0),
+    "tracker add": (["--crawl", "b.warc.wat.gz", *DATABASE], 0),
+    "tracker retry": (DATABASE, 0),
+    "tracker backup": (["another", *DATABASE], 0),
+    "tracker restore": (["backup", "--database", "sqlite:///restored.sqlite"], 0),
 }
+#: Those whose keys are compared where they run anyway.
+ELSEWHERE = {
+    "retry": "run/test_retry.py",
+    "worker": "acceptance/test_extras.py",
+    "gpu": "acceptance/test_extras.py",
+    "swarm up": "acceptance/test_swarm.py",
+    "demo": "acceptance/test_demo.py",
+    "tracker expel": "tracker/test_commands.py",
+}
+#: Text, tables or a server, for which an object would be nothing but quotation marks.
+TEXT = {
+    "guide", "completion", "browse", "tracker serve", "tracker export", "tracker filter",
+    "swarm logs", "swarm ssh", "swarm restart",
+}  # fmt: skip
 #: Those whose notes are none of their results.
 NOTED = {"select", "verify", "blocklist build", "blocklist show", "repair", "guide"}
 
@@ -46,8 +70,10 @@ def world(tmp_path, monkeypatch, capsys):
     (tmp_path / "dataset/img_emb/img_emb_s-0.npy").unlink()
     (tmp_path / "dataset/run/swarm").mkdir(parents=True)
     (tmp_path / "dataset/run/swarm/run").write_text("1a2b3c4d")
+    judged.write(tmp_path / "whole")
     (tmp_path / "domains").write_text("example.com\n")
-    (tmp_path / "a.warc.wat.gz").write_bytes(small.file(0, 1))
+    for number, name in enumerate("ab"):
+        (tmp_path / f"{name}.warc.wat.gz").write_bytes(small.file(number, 1))
     assert said(capsys, "tracker", "add", "--crawl", "a.warc.wat.gz", *DATABASE).returncode == 0
     with clouds.serve(clouds.Cloud({"token": clouds.Account()})) as cloud:
         monkeypatch.setenv("HCLOUD_TOKEN", "token")
@@ -55,18 +81,47 @@ def world(tmp_path, monkeypatch, capsys):
         yield
 
 
-def documented(command):
-    """The keys of a command's object, as the guide names them."""
-    [row] = re.findall(rf"^\| `cah {command}` \| (.*) \|$", read_page("formats"), re.MULTILINE)
-    return re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", row))
+@pytest.fixture
+def given(tmp_path, monkeypatch, capsys, web):
+    """What the commands that change something are given, besides."""
+    (tmp_path / "urls").write_text("https://host4.example/4.jpg?a=1&b=2\n")
+    (tmp_path / "links.txt").write_text("http://host.example/a.jpg\nhttp://host.example/b.png\n")
+    card = {"name": "taste", "backbone": judged.SPEC.model, "width": 32, "kind": "linear"}
+    (tmp_path / "taste.json").write_text(json.dumps(card))
+    weights = {"0.weight": np.ones((1, 32), np.float32), "0.bias": np.ones(1, np.float32)}
+    save_file(weights, tmp_path / "taste.safetensors")
+    assert said(capsys, "tracker", "backup", "backup", *DATABASE).returncode == 0
+
+    def here(job, *, stop, swarm_status, **_):
+        return small.scraping(job, stop=stop, swarm_status=swarm_status)
+
+    monkeypatch.setattr("cahlib.run.scrapers.open_scrapers", here)
+    monkeypatch.setenv("CAH_REPLAY", web.address)
+    monkeypatch.setenv("CAH_CONTACT", "tests@example.org")
 
 
-@pytest.mark.parametrize("command", JSON)
+def test_every_command_prints_json_unless_its_result_is_text():
+    known = {path.removeprefix("cah "): each for path, each in _parser().commands()}
+    groups = {path.partition(" ")[0] for path in known if " " in path}
+    offered = {p for p, each in known.items() if "--json" in each._option_string_actions}
+    assert offered == {*READING, *CHANGING, *ELSEWHERE}
+    assert known.keys() - groups == offered | TEXT and not offered & TEXT
+
+
+@pytest.mark.parametrize("command", READING)
 def test_json_is_one_object_with_the_keys_that_the_guide_names(capsys, command):
-    arguments, code = JSON[command]
+    arguments, code = READING[command]
     ran = said(capsys, *command.split(), *arguments, "--json", "--quiet")
     assert (ran.returncode, ran.stderr) == (code, "")
-    assert sorted(json.loads(ran.stdout)) == sorted(documented(command))
+    assert sorted(json.loads(ran.stdout)) == json_keys(command)
+
+
+@pytest.mark.parametrize("command", CHANGING)
+def test_so_is_that_of_a_command_that_changes_something(capsys, given, command):
+    arguments, code = CHANGING[command]
+    ran = said(capsys, *command.split(), *arguments, "--json", "--quiet")
+    assert (ran.returncode, ran.stderr) == (code, "")
+    assert sorted(json.loads(ran.stdout)) == json_keys(command)
 
 
 def test_json_tells_what_the_text_tells(capsys):
@@ -79,9 +134,9 @@ def test_json_tells_what_the_text_tells(capsys):
         assert stage["entered"] == stage["left"] + sum(stage["dropped"].values())
 
 
-@pytest.mark.parametrize("command", JSON | READING)
+@pytest.mark.parametrize("command", [*READING, "guide"])
 def test_quiet_leaves_the_result_and_nothing_else(capsys, command):
-    arguments, code = (JSON | READING)[command]
+    arguments, code = READING.get(command, ([], 0))
     full = said(capsys, *command.split(), *arguments)
     quiet = said(capsys, *command.split(), *arguments, "--quiet")
     assert full.returncode == quiet.returncode == code

@@ -32,7 +32,7 @@ from cahlib.run.retry_plan import failed_links, plan_retry
 from cahlib.run.scrapers import open_scrapers
 from tests.engine.test_cluster import within
 from tests.world import small, tables
-from tests.world.command import said
+from tests.world.command import json_keys, said
 from tests.world.crashes import before_each_renaming
 from tests.world.pictures import picture
 
@@ -303,6 +303,7 @@ def test_the_command_tells_what_it_fetches_and_what_came_of_it(folder, made, mon
     ran = said(capsys, "retry", folder, "--only", "http_5xx", "--json")
     (links,) = re.findall(r"^(\d+) links of 1 shard will be fetched again: \1 http_5xx", ran.stderr)
     added = len(rows(folder)) - before
+    assert sorted(json.loads(ran.stdout)) == json_keys("retry")
     assert ran.returncode == 0 and json.loads(ran.stdout) == {
         "dataset": str(folder), "shards": 1, "links": int(links), "images": added, "pairs": added,
         "failed": {"http_5xx": int(links) - added}, "stopped": False,

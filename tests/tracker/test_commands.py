@@ -17,6 +17,7 @@ from cahlib.tracker import statistics
 from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
 from cahlib.tracker.models import ShardResult, TrackerRules, WorkerKind
+from tests.world.command import json_keys
 from tests.world.jobs import LIMIT
 from tests.world.trackers import commanded
 
@@ -88,8 +89,9 @@ def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys
     assert statistics.crawl_counts(database).done == 4
     for again in (3, 0):
         line = ["tracker", "expel", eve.name, carl.name, "--undo", "--database", url]
-        assert main(line) == 0
-        assert f"{again} shards are to do again." in capsys.readouterr().out
+        assert main([*line, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["shards"] == again and sorted(told) == json_keys("tracker expel")
     counts = statistics.crawl_counts(database)
     assert (counts.done, counts.pairs, counts.parcels, counts.todo) == (2, 8, 1, 4)
     assert [one["nickname"] for one in statistics.list_leaders(database)] == ["gus", "ann"]

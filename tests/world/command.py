@@ -8,6 +8,7 @@ forks, for a start costs the seconds in which it imports torch. How `cah` starts
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 from cahlib.commands.cli import main
 from cahlib.core.config import Job, settings
+from cahlib.guide import read_page
 from tests.world import forks
 from tests.world.forks import ROOT
 
@@ -51,6 +53,13 @@ def started(
     """Start a command in a process group of its own, as a terminal does."""
     env = environment() | more
     return forks.start(_line(*arguments), env=env, cwd=cwd, stdout=stdout, stderr=stderr)
+
+
+def json_keys(command: str) -> list[str]:
+    """The keys of a command's JSON object, as the guide names them, sorted."""
+    rows = re.findall(r"^\| (`cah .*?) \| (.*) \|$", read_page("formats"), re.MULTILINE)
+    [keys] = [each for names, each in rows if f"`cah {command}`" in names]
+    return sorted(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", keys)))
 
 
 def press_ctrl_c(process: forks.Process) -> None:
