@@ -15,7 +15,7 @@ from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.lock import lock_dataset
 from cahlib.core.records import DropReason, Stage
 from cahlib.dataset.layout import FOLDERS, MANIFESTS
-from cahlib.dataset.maintain.purge import CHANGES_FILE, PurgeLists, purge
+from cahlib.dataset.maintain.purge import CHANGES_FILE, PurgeLists, changed_shards, purge
 from cahlib.dataset.maintain.rewrite import rewrite_shards
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifest, read_manifests
@@ -304,6 +304,22 @@ def test_a_purge_that_is_killed_is_finished_by_the_next(tmp_path):
         list(purge(folder, PurgeLists(uids=uids)))
         assert list(verify(folder)) == []
         assert files(folder) == files(tmp_path / "8")
+        assert len((folder / CHANGES_FILE).read_text().splitlines()) == 1
+
+
+def test_a_change_that_was_noted_and_not_made_is_noted_once(tmp_path, monkeypatch):
+    write(tmp_path)
+    lists = PurgeLists(uids=listed(tmp_path / "uids", kept()[0].image.candidate.uid))
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(shard_writer, "encode_manifest", interrupt)
+        list(purge(tmp_path, lists))
+    assert changed_shards(tmp_path) == {"s-0"}
+    assert len(list(purge(tmp_path, lists))) == 1
+    assert len((tmp_path / CHANGES_FILE).read_text().splitlines()) == 1
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def test_mistakes_are_said_in_one_sentence(tmp_path, capsys):

@@ -181,6 +181,8 @@ def test_a_selection_that_is_killed_is_finished_by_the_next(small, tmp_path, int
         end = folder.parent / "new" if into else folder
         assert list(verify(end)) == [] and len(uids(end)) == 4
         ends.append(files(end))
+        lines = [json.loads(each) for each in (end / CHANGES_FILE).read_text().splitlines()]
+        assert [each["shard"] for each in lines] == ["s-0", "s-1"]  # each once
     assert all(each == ends[0] for each in ends)
 
 

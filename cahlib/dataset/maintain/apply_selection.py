@@ -32,7 +32,7 @@ from cahlib.core.records import DropReason
 from cahlib.core.run_directory import RunDirectory
 from cahlib.dataset.description import find_description, stored_job, write_description
 from cahlib.dataset.file_names import require_writable
-from cahlib.dataset.maintain.purge import CHANGES_FILE, change_line, note_change
+from cahlib.dataset.maintain.purge import CHANGES_FILE, ChangeLog, change_line
 from cahlib.dataset.maintain.rewrite import RemovalRule, ShardChange, copy_shard, rewrite_shards
 from cahlib.dataset.maintain.selection import Selection, SelectionRule
 from cahlib.dataset.manifest import (
@@ -136,11 +136,10 @@ def apply_plan(folder: Path, plan: SelectionPlan) -> Iterator[ShardChange]:
 
     Raise as `rewrite_shards` does.
     """
-    changes = rewrite_shards(folder, plan.why())  # checks that it can, before a plan is kept
+    log = ChangeLog(folder, _SELECT, {"rule": plan.rule})
+    changes = rewrite_shards(folder, plan.why(), note=log.note)  # checks that it can be changed
     _store(folder, plan)
-    for change in changes:
-        note_change(folder, _SELECT, change, {"rule": plan.rule})
-        yield change
+    yield from changes
     _finish(folder, replace(plan, dataset=dataset_digest(folder)))
 
 

@@ -118,9 +118,7 @@ def apply_changes(
 ) -> Iterator[ShardChange]:
     """Rewrite a dataset, and update the log of changes, the report and the card."""
     with change_dataset(folder):
-        for change in rewrite_shards(folder, why, why_outcome):
-            note_change(folder, what, change)
-            yield change
+        yield from rewrite_shards(folder, why, why_outcome, ChangeLog(folder, what).note)
 
 
 @contextmanager
@@ -162,8 +160,8 @@ def withdraw_pairs(folder: Path, uids: Set[str], url: str | None) -> None:
     if any(manifest.place for manifest in read_manifests(folder)):
         _log.warning("%s pairs stay in %s, though another dataset has them too.", len(uids), url)
         return
-    for change in rewrite_shards(folder, why):
-        note_change(folder, "withdraw", change)
+    for _ in rewrite_shards(folder, why, note=ChangeLog(folder, "withdraw").note):
+        pass
     if url:
         _bring(folder, url)
 
@@ -172,26 +170,43 @@ def change_line(what: str, change: ShardChange, about: Mapping[str, Any] | None 
     """Return the line of a change in the log of changes; ``about`` is added to it."""
     lost = {reason.value: n for reason, n in change.lost.items()}
     line = {"time": time.time(), "what": what, "shard": change.shard, "lost": lost}
+    if change.manifest:
+        line["manifest"] = change.manifest
     if change.links:
         line["links"] = change.links
     return canonical_json(line | dict(about or {})) + b"\n"
 
 
-def note_change(
-    folder: Path, what: str, change: ShardChange, about: Mapping[str, Any] | None = None
-) -> None:
-    """Append the line of a change to the log of changes."""
-    with disk_errors(folder), open(folder / CHANGES_FILE, "ab") as file:
-        file.write(change_line(what, change, about))
+class ChangeLog:
+    """The log of changes, to which one command appends a line for each shard."""
+
+    def __init__(self, folder: Path, what: str, about: Mapping[str, Any] | None = None) -> None:
+        self._folder, self._what, self._about = folder, what, about
+        *_, self._last = "", *(str(each.get("manifest")) for each in _changes(folder))
+
+    def note(self, change: ShardChange) -> None:
+        """Append the line of a change that is about to be made.
+
+        A launch that was killed just before it made that change has written the line already.
+        """
+        if change.manifest == self._last:
+            return
+        with disk_errors(self._folder), open(self._folder / CHANGES_FILE, "ab") as file:
+            file.write(change_line(self._what, change, self._about))
 
 
 def changed_shards(place: str | Path) -> frozenset[str]:
     """Return the ids of the shards from which pairs were removed."""
-    there, ids = files_at(place), set[str]()
+    return frozenset(str(each["shard"]) for each in _changes(place) if "shard" in each)
+
+
+def _changes(place: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of the log of changes, but damaged ones."""
+    there = files_at(place)
     for line in there.read(CHANGES_FILE).splitlines() if there.exists(CHANGES_FILE) else ():
-        with suppress(ValueError, TypeError, KeyError):  # a damaged line
-            ids.add(str(json.loads(line)["shard"]))
-    return frozenset(ids)
+        with suppress(ValueError):
+            if isinstance(found := json.loads(line), dict):
+                yield found
 
 
 def _bring(folder: Path, url: str) -> None:

@@ -8,6 +8,7 @@ has to go.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -26,6 +27,7 @@ from cahlib.dataset.maintain.verify_shard import check_file
 from cahlib.dataset.manifest import (
     GalleryItem,
     ShardManifest,
+    encode_manifest,
     has_outcomes,
     read_manifests,
     require_dataset,
@@ -62,16 +64,21 @@ class ShardChange:
     lost: Mapping[DropReason, int]
     left: int  #: pairs that remain
     links: int = 0  #: links removed from the outcomes that were no pairs
+    manifest: str = ""  #: sha256 of the manifest that the shard has then
 
 
 def rewrite_shards(
-    folder: Path, why: RemovalRule, why_outcome: RemovalRule | None = None
+    folder: Path,
+    why: RemovalRule,
+    why_outcome: RemovalRule | None = None,
+    note: Callable[[ShardChange], None] = lambda _: None,
 ) -> Iterator[ShardChange]:
     """Remove the pairs for which there is a reason from the dataset in a folder, shard by shard.
 
     ``why_outcome`` does the same for rows of the outcomes: it may remove further pairs, and the
     links of candidates that did not become pairs. Yield a change per shard that had any, once it is
-    replaced. The caller holds the folder's lock (`lock.lock_dataset`). Raise ConfigError at once if
+    replaced. ``note`` is called with it just before, and again for the same change if a kill comes
+    between. The caller holds the folder's lock (`lock.lock_dataset`). Raise ConfigError at once if
     there is no dataset or its files are elsewhere, and RunError later if one is damaged.
     """
     recover_interrupted(folder)
@@ -79,7 +86,7 @@ def rewrite_shards(
     every = list(read_manifests(folder))
     if away := next((manifest.place for manifest in every if manifest.place), None):
         raise ConfigError(f"{folder}: the files are at {away}; download them first.")
-    return filter(None, (_tried(folder, manifest, why, why_outcome) for manifest in every))
+    return filter(None, (_tried(folder, manifest, (why, why_outcome), note) for manifest in every))
 
 
 def copy_shard(
@@ -105,25 +112,27 @@ def _damage(manifest: ShardManifest) -> Iterator[None]:
 
 
 def _tried(
-    folder: Path, manifest: ShardManifest, why: RemovalRule, why_outcome: RemovalRule | None
+    folder: Path,
+    manifest: ShardManifest,
+    rules: tuple[RemovalRule, RemovalRule | None],
+    note: Callable[[ShardChange], None],
 ) -> ShardChange | None:
     links = {p: p.resolve() for name in manifest.files if (p := folder / name).is_symlink()}
     with _damage(manifest):
-        fresh, lost, others = _write_rest(folder, manifest, (why, why_outcome), folder)
-    if fresh is manifest:
+        _, change = _write_rest(folder, manifest, rules, folder, note)
+    if change is None:
         return None
     for path, old in links.items():
         if not path.is_symlink():
             _log.warning("%s was a link; %s still has what was removed.", path, old)
-    return ShardChange(shard=manifest.shard.id, lost=lost, left=fresh.rows, links=others)
+    return change
 
 
 class _Rest(NamedTuple):
     """What is left of a shard."""
 
-    manifest: ShardManifest  #: the same if nothing changed
-    lost: Mapping[DropReason, int]
-    links: int
+    manifest: ShardManifest
+    change: ShardChange | None
 
 
 def _write_rest(
@@ -131,6 +140,7 @@ def _write_rest(
     manifest: ShardManifest,
     rules: tuple[RemovalRule, RemovalRule | None],
     target: Path,
+    note: Callable[[ShardChange], None] = lambda _: None,
 ) -> _Rest:
     """Write the pairs that stay, unless all of them do and the target is the folder itself."""
     why, why_outcome = rules
@@ -144,7 +154,15 @@ def _write_rest(
     )
     copied = target != folder
     if not (copied or lost or listed.others) and gallery == manifest.gallery:
-        return _Rest(manifest, lost, 0)
+        return _Rest(manifest, None)
+
+    def changed(fresh: ShardManifest) -> ShardChange:
+        digest = hashlib.sha256(encode_manifest(fresh)).hexdigest()
+        return ShardChange(
+            shard=fresh.shard.id, lost=lost, left=fresh.rows, links=len(listed.others),
+            manifest=digest,
+        )  # fmt: skip
+
     outcomes = part_path("outcomes", manifest.shard.id)
     _require_sound(folder, manifest, {*manifest.files} if copied or lost else {outcomes})
     pair_stats = PairStats()
@@ -168,7 +186,8 @@ def _write_rest(
             rest = replace(rest, files={k: v for k, v in rest.files.items() if k != outcomes})
         for kept in rest.files if copied else ():
             _copy(folder / kept, writer.open(kept))
-        return _Rest(writer.commit(rest), lost, len(listed.others))
+        fresh = writer.commit(rest, lambda fresh: note(changed(fresh)))
+        return _Rest(fresh, changed(fresh))
 
 
 def _spec(manifest: ShardManifest, schema: pa.Schema, layout: int) -> DatasetSpec:

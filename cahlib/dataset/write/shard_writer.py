@@ -263,30 +263,34 @@ class ShardWriter:
             for each in self._formats:
                 each.close()
 
-    def commit(self, manifest: ShardManifest) -> ShardManifest:
+    def commit(
+        self, manifest: ShardManifest, before: Callable[[ShardManifest], None] = lambda _: None
+    ) -> ShardManifest:
         """Add the open files to those that the manifest has, and commit the shard.
 
+        ``before`` is called with the manifest once all other files are on disk.
         The manifest is on disk before any file is renamed, so `recover_interrupted` knows what a
         crash left: it removes a new shard, and completes the replacement of a committed one.
         """
         files = {path: file.close() for path, file in self._files.items()}
         manifest = dataclasses.replace(manifest, files={**files, **manifest.files})
+        before(manifest)
         new = list(self._files.values())
         last = self.open(manifest_path(manifest.shard.id))
         last.write(encode_manifest(manifest))
         last.close()
         with disk_errors(last.path):
-            before = _read(last.path)
-            if before is None:
+            replaced = _read(last.path)
+            if replaced is None:
                 last.path.unlink(missing_ok=True)  # a damaged one
-        if before is None:
+        if replaced is None:
             for file in (*new, last):
                 file.publish()
             self._undo.pop_all()
         else:
             self._undo.pop_all()
             with disk_errors(last.path):
-                _replace(self._folder, manifest, before)
+                _replace(self._folder, manifest, replaced)
         return manifest
 
 
