@@ -4,6 +4,7 @@
 # make coverage  all tests, and how much of each package they cover, branches included
 # make test-nodes  the swarm's nodes and a tracker as real machines, booted by systemd-nspawn
 # make test-classic  the notebook with Colab's ipywidgets 7.7.1, in a Jupyter of its time
+# make test-index  clip-retrieval, installed apart, indexes a dataset as the guide shows
 # make pictures  the README's pictures: of the notebook, made by its test, and of the demo's report
 # make docs  the parts of README.md and of the guides that are made from the code, and the list
 #             of all messages, tests/data/messages.txt
@@ -15,7 +16,7 @@
 #             damaged at random and mended
 # All set themselves up in .venv.
 
-.PHONY: demo test quick coverage test-nodes test-classic pictures bench bench-gpu fuzz soak docs
+.PHONY: demo test quick coverage test-nodes test-classic test-index pictures bench bench-gpu fuzz soak docs
 PYTHON ?= python3
 bin := .venv/bin
 
@@ -55,6 +56,9 @@ test-nodes: .venv/dev
 
 test-classic: .venv/dev
 	CLASSIC=1 $(bin)/pytest tests/notebook/test_classic.py
+
+test-index: .venv/dev
+	INDEX=1 $(bin)/pytest tests/dataset/test_clip_retrieval.py
 
 pictures: .venv/dev
 	PICTURES=1 $(bin)/pytest tests/notebook/test_lab.py
