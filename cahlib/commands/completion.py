@@ -16,8 +16,11 @@ _PLACES = {
 }
 
 #: What arguments name, by their names; the rest is free text.
-_FOLDERS = {"dataset", "datasets", "output", "filters", "wheelhouse", "model"}
-_FILES = {"file", "list", "hashes", "looks", "urls", "uids", "crawl", "engine"}
+_FOLDERS = {"dataset", "datasets", "output", "filters", "wheelhouse", "model", "into"}
+_FILES = {
+    "file", "list", "hashes", "looks", "urls", "uids", "crawl", "links", "engine", "against",
+    "marks", "not_marks", "page", "prompts", "head",
+}  # fmt: skip
 
 
 def add(commands: Any, cah: Parser) -> None:

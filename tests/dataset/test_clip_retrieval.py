@@ -1,8 +1,8 @@
 """`clip-retrieval index`, as the guide shows it: the program itself indexes a dataset.
 
 It is installed apart, with the older libraries that it needs and without those of its models, which
-indexing does not: some minutes and 400 MB. ``make test-index``. What it reads is tried with every suite, by its own reader
-(`tests/dataset/test_shard_writer.py`).
+indexing does not: some minutes and 400 MB. ``make test-index``. What it reads is tried with every
+suite, by its own reader (`tests/dataset/test_shard_writer.py`).
 """
 
 import json
