@@ -68,7 +68,7 @@ def mentioned(text):
     return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
 
 
-@pytest.mark.parametrize("name", ["README", "performance"])
+@every_page
 def test_every_figure_was_measured_by_a_benchmark(name):
     assert figures.unknown(PAGES[name]) == []
 

@@ -3,7 +3,7 @@
 `make bench` renews ``figures.json``, `make docs` the tables. A set of figures has a name, its
 values, and when, where and of which commit they were measured; those from before the file existed
 have the commit that stated them. ``stated`` are values of the guide's sentences, transferred by
-hand.
+hand; those of ``conditions`` are limits and sizes that nobody measures.
 """
 
 from __future__ import annotations
