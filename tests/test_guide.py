@@ -58,9 +58,10 @@ def lines(text):
     """Every line of `cah` in the shell code of a page, as a shell reads it."""
     for block in blocks(text, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
-            for part in re.split(r";|&&", re.sub(r"(^| )#.*", "", line)):
+            for part in re.split(r";|&&|\|\|", re.sub(r"(^| )#.*", "", line)):
                 if part.split()[:1] == ["cah"]:
-                    yield shlex.split(part)[1:]
+                    words = shlex.split(part)
+                    yield words[1 : words.index(">") if ">" in words else None]
 
 
 def mentioned(text):

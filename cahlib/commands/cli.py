@@ -67,6 +67,16 @@ EXIT_CODES = {
     141: "the reader of the output has gone",
 }
 
+#: The commands by what they are for, as `cah --help` lists them.
+COMMAND_GROUPS = {
+    "make a dataset": ("run", "demo", "retry"),
+    "look at it": ("inspect", "browse", "why"),
+    "choose, and score again": ("select", "score", "dedup"),
+    "keep it sound": ("verify", "repair", "purge"),
+    "work with more machines, and with others": ("swarm", "tracker", "worker", "gpu"),
+    "besides": ("blocklist", "guide", "completion"),
+}
+
 
 def _epilog() -> str:
     codes = (
@@ -167,6 +177,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"cah {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands.groups = COMMAND_GROUPS  # type: ignore[attr-defined]
     run = commands.add_parser(
         "run",
         help="turn shards of a crawl into a dataset; run it again to continue",

@@ -153,12 +153,25 @@ def typed_settings(chosen: argparse.Namespace) -> dict[str, str]:
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Leaves room for the longest command, which argparse indents without counting it."""
+    """Lists commands by groups, and leaves room for the longest, whose indent argparse forgets."""
 
     def add_argument(self, action: argparse.Action) -> None:
         super().add_argument(action)
         if isinstance(action, argparse._SubParsersAction):
             self._action_max_length += self._indent_increment
+
+    def _format_action(self, action: argparse.Action) -> str:
+        groups = getattr(action, "groups", None)
+        if not groups:
+            return super()._format_action(action)
+        listed = {each.dest: each for each in action._get_subactions()}  # type: ignore[attr-defined]
+        lines = []
+        for title, names in groups.items():
+            lines.append(f"{'':{self._current_indent}}{title}\n")
+            self._indent()
+            lines += [self._format_action(listed[name]) for name in names]
+            self._dedent()
+        return "".join(lines)
 
 
 class _HelpAll(argparse.Action):

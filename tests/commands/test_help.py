@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from cahlib.commands.cli import EXIT_CODES, _parser
+from cahlib.commands.cli import COMMAND_GROUPS, EXIT_CODES, _parser
 from cahlib.commands.retry import is_taken
 from cahlib.core.config import settings
 from cahlib.core.settings import TOPICS
@@ -60,6 +60,15 @@ def test_help_is_grouped_by_what_settings_are_about(capsys):
     assert {each.topic for each in settings()} == {*TOPICS}
     words = {word for each in settings() for word in each.option.first.split()}
     assert words == {"run", "worker", "gpu", "up", "swarm", "retry"}
+
+
+def test_every_command_is_in_one_group(capsys):
+    help = said(capsys, "--help").stdout
+    listed = re.findall(r"^    ([a-z]+)  ", help, re.MULTILINE)
+    assert listed == [name for names in COMMAND_GROUPS.values() for name in names]
+    assert sorted(listed) == sorted(path.split()[1] for path in COMMANDS if path.count(" ") == 1)
+    titles = re.findall(r"^  ([a-z].*)$", help.partition("commands:")[2], re.MULTILINE)
+    assert titles[: len(COMMAND_GROUPS)] == [*COMMAND_GROUPS]
 
 
 def test_exit_codes_are_explained_and_a_bare_command_shows_help(capsys):
