@@ -7,6 +7,7 @@ each of these has a network of its own.
 import contextlib
 import functools
 import gc
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -130,13 +131,22 @@ def _no_ones_home(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session")
+def _homes(tmp_path_factory):
+    """A counted folder for each test; pytest's own numbers read all those before, each time."""
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def _closed_world(monkeypatch, tmp_path_factory):
+def _closed_world(monkeypatch, _homes):
     monkeypatch.setattr(socket.socket, "connect", _guarded)
     for name in list(os.environ):
         if name.startswith(("CAH_", "XDG_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    home = next(_homes)
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

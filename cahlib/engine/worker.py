@@ -85,7 +85,8 @@ class SlotPlugin(WorkerPlugin):
 
 def dask_setup(worker: Any) -> None:
     """Add the version of cahlib to a worker's metrics; Dask calls this as it starts."""
-    worker.metrics["cahlib"] = lambda _: version("cahlib")
+    installed = version("cahlib")  # it reads a file, and metrics are asked for at each heartbeat
+    worker.metrics["cahlib"] = lambda _: installed
 
 
 def read_piece(path: str, start: int, length: int) -> bytes:

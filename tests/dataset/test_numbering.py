@@ -31,13 +31,19 @@ from tests.world import judged as world
 SHARDS = {"s-3": 0, "s-0": None, "s-1": 100, "s-5": None, "s-4": 200, "s-2": 300}
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """A dataset as a run leaves it before its last words."""
-    folder = tmp_path / "set"
+    folder = tmp_path_factory.mktemp("made") / "set"
     for shard, first in SHARDS.items():
         add(folder, shard, first)
     return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(made, tmp_path / "set")
 
 
 def add(folder, shard, first):
