@@ -3,13 +3,14 @@
 import io
 import json
 import shlex
+import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from cahlib.commands import console
-from cahlib.commands.cli import _parser
+from cahlib.commands.cli import _parser, main
 from cahlib.core import terminal
 from cahlib.core.progress import Snapshot, Transient
 from cahlib.core.records import Stats
@@ -62,35 +63,49 @@ TEXT = {
 NOTED = {"select", "verify", "blocklist build", "blocklist show", "repair", "guide"}
 
 
-@pytest.fixture(autouse=True)
-def world(tmp_path, monkeypatch, capsys):
-    """A dataset with a shard that has lost a file, a tracker, and a cloud without servers."""
-    monkeypatch.chdir(tmp_path)
-    judged.write(tmp_path / "dataset")
-    (tmp_path / "dataset/img_emb/img_emb_s-0.npy").unlink()
-    (tmp_path / "dataset/run/swarm").mkdir(parents=True)
-    (tmp_path / "dataset/run/swarm/run").write_text("1a2b3c4d")
-    judged.write(tmp_path / "whole")
-    (tmp_path / "domains").write_text("example.com\n")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A dataset with a shard that has lost a file, a whole one, a tracker, and lists."""
+    folder = tmp_path_factory.mktemp("made")
+    judged.write(folder / "dataset")
+    (folder / "dataset/img_emb/img_emb_s-0.npy").unlink()
+    (folder / "dataset/run/swarm").mkdir(parents=True)
+    (folder / "dataset/run/swarm/run").write_text("1a2b3c4d")
+    judged.write(folder / "whole")
+    (folder / "domains").write_text("example.com\n")
+    (folder / "urls").write_text("https://host4.example/4.jpg?a=1&b=2\n")
+    (folder / "links.txt").write_text("http://host.example/a.jpg\nhttp://host.example/b.png\n")
+    card = {"name": "taste", "backbone": judged.SPEC.model, "width": 32, "kind": "linear"}
+    (folder / "taste.json").write_text(json.dumps(card))
+    weights = {"0.weight": np.ones((1, 32), np.float32), "0.bias": np.ones(1, np.float32)}
+    save_file(weights, folder / "taste.safetensors")
     for number, name in enumerate("ab"):
-        (tmp_path / f"{name}.warc.wat.gz").write_bytes(small.file(number, 1))
-    assert said(capsys, "tracker", "add", "--crawl", "a.warc.wat.gz", *DATABASE).returncode == 0
+        (folder / f"{name}.warc.wat.gz").write_bytes(small.file(number, 1))
+    database = "--database", f"sqlite:///{folder}/tracker.sqlite"
+    assert main(["tracker", "add", "--crawl", str(folder / "a.warc.wat.gz"), *database]) == 0
+    assert main(["tracker", "backup", str(folder / "backup"), *database]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cloud():
+    """A cloud without servers."""
     with clouds.serve(clouds.Cloud({"token": clouds.Account()})) as cloud:
-        monkeypatch.setenv("HCLOUD_TOKEN", "token")
-        monkeypatch.setenv("HCLOUD_ENDPOINT", cloud.url)
-        yield
+        yield cloud
+
+
+@pytest.fixture(autouse=True)
+def world(made, cloud, tmp_path, monkeypatch):
+    """What commands are given, in the folder where they work."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HCLOUD_TOKEN", "token")
+    monkeypatch.setenv("HCLOUD_ENDPOINT", cloud.url)
 
 
 @pytest.fixture
-def given(tmp_path, monkeypatch, capsys, web):
-    """What the commands that change something are given, besides."""
-    (tmp_path / "urls").write_text("https://host4.example/4.jpg?a=1&b=2\n")
-    (tmp_path / "links.txt").write_text("http://host.example/a.jpg\nhttp://host.example/b.png\n")
-    card = {"name": "taste", "backbone": judged.SPEC.model, "width": 32, "kind": "linear"}
-    (tmp_path / "taste.json").write_text(json.dumps(card))
-    weights = {"0.weight": np.ones((1, 32), np.float32), "0.bias": np.ones(1, np.float32)}
-    save_file(weights, tmp_path / "taste.safetensors")
-    assert said(capsys, "tracker", "backup", "backup", *DATABASE).returncode == 0
+def scraping(monkeypatch, web):
+    """Scraping in this process, from a web of pictures."""
 
     def here(job, *, stop, swarm_status, **_):
         return small.scraping(job, stop=stop, swarm_status=swarm_status)
@@ -117,7 +132,7 @@ def test_json_is_one_object_with_the_keys_that_the_guide_names(capsys, command):
 
 
 @pytest.mark.parametrize("command", CHANGING)
-def test_so_is_that_of_a_command_that_changes_something(capsys, given, command):
+def test_so_is_that_of_a_command_that_changes_something(capsys, scraping, command):
     arguments, code = CHANGING[command]
     ran = said(capsys, *command.split(), *arguments, "--json", "--quiet")
     assert (ran.returncode, ran.stderr) == (code, "")
