@@ -43,6 +43,7 @@ from cahlib.core.errors import (
     is_disk_full,
     missing_library_error,
 )
+from cahlib.core.own_process import begin_own_process, pandas_hidden, uncollected
 from cahlib.core.run_directory import RunDirectory
 from cahlib.core.secret_store import WATCHDOG_VARIABLE
 from cahlib.core.signals import handle_termination, silence_terminal
@@ -91,7 +92,12 @@ def _epilog() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code, one of `EXIT_CODES`."""
+    """Run the command and return its exit code, one of `EXIT_CODES`.
+
+    Without ``arguments`` they are those of the process, which then ends.
+    """
+    if arguments is None:
+        begin_own_process()
     try:
         with robust_streams(output=False):
             parser = _parser()
@@ -286,8 +292,12 @@ def _scraping(tokens: str = "", watchdog: str = "") -> EngineFactory:
 
 
 def _follow(chosen: argparse.Namespace, job: Job, **secrets: str) -> int:
-    from cahlib.run.pipeline import run
+    with uncollected():
+        from cahlib.run.pipeline import run
+    with pandas_hidden():
+        import pyarrow as pa
 
+        pa.array([0])
     outcome = _watched(job, partial(run, scraping=_scraping(**secrets)))
     print_run(chosen, outcome, _summary(outcome))
     if outcome.stopped:

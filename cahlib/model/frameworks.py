@@ -8,7 +8,6 @@ function brings `torch._dynamo` and sympy (1.1), torchvision's models, and all o
 
 from __future__ import annotations
 
-import gc
 import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -17,6 +16,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
+
+from cahlib.core.own_process import uncollected
 
 #: Accessing an attribute of one runs it: a timm tower is still built by timm.
 _UNUSED = (
@@ -104,18 +105,7 @@ def deferred(names: Collection[str]) -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-
-
-with deferred(_UNUSED), _uncollected():
+with deferred(_UNUSED), uncollected():
     import open_clip
     import torch
     from open_clip.transformer import QuickGELU, ResidualAttentionBlock
