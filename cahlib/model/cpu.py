@@ -58,7 +58,9 @@ def convert_to_bfloat16(tower: Any) -> None:
     """Multiply an image tower's matrices in bfloat16; what the layers add up stays float32.
 
     ViT-B/32 takes images nearly twice as fast, and similarities differ by less than 0.001. Texts
-    would gain less and add most of the difference.
+    would add most of the difference: on a CPU with AMX, 32 of them take 0.27 instead of 0.51 CPU
+    seconds beside 1.14 for their images, but similarities then differ by up to 0.0012. With the
+    MLPs alone in bfloat16 it is 0.0007, for 6 % of a batch's time.
     """
     for block in tower.modules():
         if isinstance(block, ResidualAttentionBlock):
