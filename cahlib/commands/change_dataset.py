@@ -71,8 +71,9 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     dedup.add_argument(
         "--against", action="append", default=[], metavar="FOLDER|FILE",
-        help="find images that are like those of an evaluation set instead: a folder of images, a "
-        "dataset, a list of perceptual hashes or, with --semantic, embeddings (.npy)",
+        help="find images that are like those of an evaluation set instead: a folder, tar or "
+        "Parquet file of images, a dataset, a list of perceptual hashes or, with --semantic, "
+        "embeddings (.npy)",
     )  # fmt: skip
     dedup.add_argument("--apply", action="store_true", help="remove what was found")
     dedup.add_json()
@@ -171,10 +172,12 @@ def _found(chosen: argparse.Namespace, folder: Path) -> Duplicates:
     from cahlib.dataset.maintain.dedup import find_duplicates, find_same_meaning
 
     if chosen.against:
-        found, unreadable = find_contaminated(
+        found, sets = find_contaminated(
             folder, chosen.against, chosen.distance, chosen.semantic, model=chosen.model
         )
-        if unreadable:
+        for each in sets.taken:
+            print_note(f"Compared with {each}.")
+        if unreadable := sets.unreadable:
             print_note(
                 f"{plural(len(unreadable), 'image file')} of the evaluation set cannot be read "
                 f"and could not be compared, {unreadable[0]} among them."
@@ -201,11 +204,13 @@ def _print_found(chosen: argparse.Namespace, found: Duplicates) -> None:
 
 def dataset_folder(dataset: str) -> Path:
     """Return the folder of a dataset; raise ConfigError if it is not on this machine."""
-    if not Path(dataset).is_dir():
+    if "://" in dataset:
         raise ConfigError(
-            f"{dataset} is not a folder on this machine; check the path, or download the dataset "
-            "first."
+            f"{dataset} is a URL, and a dataset is changed on the machine that has its folder; "
+            "download it first, or change it where its run was, which uploads the change."
         )
+    if not Path(dataset).is_dir():
+        raise ConfigError(f"{dataset} is not a folder on this machine; check the path.")
     return Path(dataset)
 
 

@@ -225,7 +225,8 @@ def _write_page(
     """Write the page on a selection, and return where it is; None if it cannot be there."""
     from cahlib.browse.edge import read_edge
     from cahlib.core.atomic import write_file
-    from cahlib.dataset.show.selection_page import GENERATOR, render_selection
+    from cahlib.dataset.show.selection_page import render_selection
+    from cahlib.dataset.show.templates import GENERATOR
 
     place = chosen.dataset.rstrip("/")
     beside = Path(place.rpartition("/")[2] if "://" in place else Path(place).absolute())

@@ -126,7 +126,8 @@ def _lines(path: str, setting: str) -> Generator[str, None, None]:
                         line = line.translate(_UNSEEN).strip().strip(_JOINERS)
                     yield line.strip()
     except (OSError, EOFError, UnicodeError, zlib.error) as error:
-        raise ConfigError(f"{setting}: {path} cannot be read as a list: {error}.") from error
+        cause = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{setting}: {path} cannot be read as a list: {cause}.") from error
 
 
 class DigestSet:

@@ -19,6 +19,8 @@ from shutil import which
 from cahlib.core.atomic import write_file
 from cahlib.core.config import Job
 from cahlib.core.errors import CahError
+from cahlib.core.judge_settings import split_threshold
+from cahlib.core.presets import PRESETS
 from cahlib.core.records import Stage, Stats
 
 #: Links per second and core: one-core servers of Crawling@Home did 11 to 17. The limit is not the
@@ -73,6 +75,10 @@ def rates_for(job: Job) -> Rates:
     speed = _GPU if _has_gpu(job) else _CPU * (os.cpu_count() or 1)
     if job.judge.no_judge:
         work, speed = {}, math.inf
+    elif not work:  # one device does it all: each further model adds the time for what is kept
+        kept_share = min(pairs[1] / (links * images), 1.0) if links and images else 1.0
+        first, *others = (_speed(every, each, speed) for each in _model_keys(job))
+        speed = 1 / (1 / first + kept_share * sum(1 / each for each in others))
     seen = {name for name, each in (("speed", scraping), ("yield", judging)) if each}
     return Rates(
         core=scraping["links"] / scraping["seconds"] if scraping else _CORE,
@@ -129,14 +135,31 @@ def _has_gpu(job: Job) -> bool:
 def _keys(job: Job) -> tuple[str, str, str]:
     """Return the keys under which a job's scraping, yield and model are stored."""
     model, pretrained, threshold = job.judge.chosen()
-    where = "elsewhere" if job.place.has_servers or job.place.engine else "here"
+    place = "elsewhere" if job.place.has_servers or job.place.engine else "here"
     languages = ",".join(job.crawl.languages)
     return (
-        f"scraped {where}",
+        f"scraped {place}",
         f"{languages} by {model} {pretrained} at {threshold:g}"
         + (_OF_TABLES if job.crawl.links else ""),
-        f"{model} {pretrained} on {'GPU' if _has_gpu(job) else 'CPU'}",
+        " and ".join(_model_keys(job)),
     )
+
+
+def _model_keys(job: Job) -> list[str]:
+    """Return the key of each model of a job alone: the run's own, then the further ones."""
+    where, judge = "GPU" if _has_gpu(job) else "CPU", job.judge
+    further = (*(split_threshold(each)[0] for each in judge.cascade), *judge.also)
+    named = [judge.chosen()[:2]]
+    for name in further:
+        preset, (model, _, weights) = PRESETS.get(name), name.rpartition("/")
+        named.append((preset.model, preset.pretrained) if preset else (model, weights))
+    return [f"{model} {weights} on {where}" for model, weights in named]
+
+
+def _speed(every: Mapping[str, Mapping[str, float]], key: str, default: float) -> float:
+    """Return the images per second of a model, if a run of it alone has measured that."""
+    measured = every.get(key, {})
+    return measured["images"] / measured["seconds"] if measured else default
 
 
 def _sum(every: dict[str, dict[str, float]], key: str, **counts: float) -> None:

@@ -24,24 +24,24 @@ from cahlib.core.prefetch import Pipeline
 from cahlib.core.presets import PRESETS
 from cahlib.core.records import Image, Stats
 from cahlib.dataset.description import find_description
-from cahlib.dataset.layout import part_path, vectors_path
+from cahlib.dataset.layout import part_path
 from cahlib.dataset.maintain.add_scores import (
     DamagedShard,
     add_scores,
+    changing_scores,
+    damage_of,
     require_free_columns,
-    require_undamaged,
     require_whole,
     shards_here,
     unless_damaged,
 )
-from cahlib.dataset.maintain.purge import change_dataset
 from cahlib.dataset.manifest import AddedScores, ShardManifest
-from cahlib.dataset.read_pairs import DAMAGE, pictures_path, read_pairs, read_table
-from cahlib.dataset.storage.files import UnreadableFile
+from cahlib.dataset.read_pairs import pictures_path, read_pairs, read_table
+from cahlib.dataset.vectors import path_by_model
 from cahlib.dataset.write.columns import Row
 from cahlib.model.model_source import find_source, model_digest, model_settings
 from cahlib.model.pairs import embed_pairs
-from cahlib.model.score_names import column_name, similarity_column
+from cahlib.model.score_names import similarity_column
 from cahlib.model.scorer import check_model_files
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ def score_dataset(folder: Path, judge: Judge, *, embeddings: bool = False) -> It
     left as they are, and the RunError about them is raised at the end. Raise ConfigError if there
     is no dataset with images, it is in use, or has scores of another model of this name.
     """
-    damaged: list[DamagedShard] = []
-    with change_dataset(folder):
+    with changing_scores(folder) as damaged:
         check_model_files(judge)
         scoring = _Scoring(folder, judge, embeddings=embeddings)
         shards = shards_here(folder)
@@ -86,7 +85,6 @@ def score_dataset(folder: Path, judge: Judge, *, embeddings: bool = False) -> It
         with Pipeline() as ahead:
             opened = ahead.prefetch(scoring.opened(waiting), 1)
             yield from unless_damaged(opened, lambda each: scoring.score(*each, clip), damaged)
-    require_undamaged(damaged)
 
 
 class _Scoring:
@@ -123,15 +121,14 @@ class _Scoring:
         """Check the files of each shard and read its rows, while the one before it is scored."""
         for manifest in shards:
             try:
-                table = part_path("metadata", manifest.shard.id)
-                require_whole(self._folder, manifest, table, pictures_path(manifest) or "")
-                yield manifest, read_table(self._folder, manifest).rows
+                with damage_of(manifest):
+                    table = part_path("metadata", manifest.shard.id)
+                    require_whole(self._folder, manifest, table, pictures_path(manifest) or "")
+                    rows = read_table(self._folder, manifest).rows
             except DamagedShard as error:
                 yield manifest, error
-            except UnreadableFile as error:
-                yield manifest, DamagedShard(str(error))
-            except DAMAGE as error:
-                yield manifest, _unread(manifest, error)
+            else:
+                yield manifest, rows
 
     def score(
         self, manifest: ShardManifest, rows: list[Row] | DamagedShard, clip: Clip
@@ -162,11 +159,13 @@ class _Scoring:
         )
 
     def _images(self, manifest: ShardManifest, rows: list[Row]) -> Iterator[Image]:
-        try:
-            for pair in read_pairs(self._folder, manifest, rows):
-                yield pair.image
-        except DAMAGE as error:
-            raise _unread(manifest, error) from error
+        pairs = read_pairs(self._folder, manifest, rows)
+        while True:
+            with damage_of(manifest):
+                pair = next(pairs, None)
+            if pair is None:
+                return
+            yield pair.image
 
     def added(self, manifest: ShardManifest) -> AddedScores:
         """Return what a shard is given; a similarity that its run gave it stays."""
@@ -179,15 +178,7 @@ class _Scoring:
 
     def _paths(self, manifest: ShardManifest) -> tuple[str, ...]:
         """Return where the shard's vectors by this model are, or shall be."""
-        id = manifest.shard.id
-        own = tuple(vectors_path(form, id) for form in _FORMS)
-        if manifest.model == self._model and manifest.files.keys() >= {*own}:
-            return own
-        return tuple(vectors_path(form, id, column_name(self._model)) for form in _FORMS)
-
-
-def _unread(manifest: ShardManifest, error: BaseException) -> DamagedShard:
-    return DamagedShard(f"shard {manifest.shard.id} cannot be read ({error}).")
+        return tuple(path_by_model(manifest, self._model, form) for form in _FORMS)
 
 
 def judging_digest(folder: Path) -> str:

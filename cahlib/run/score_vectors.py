@@ -25,16 +25,14 @@ from cahlib.dataset.layout import part_path, vectors_path
 from cahlib.dataset.maintain.add_scores import (
     DamagedShard,
     add_scores,
+    changing_scores,
+    damage_of,
     require_free_columns,
-    require_undamaged,
     require_whole,
     shards_here,
     unless_damaged,
 )
-from cahlib.dataset.maintain.purge import change_dataset
 from cahlib.dataset.manifest import AddedScores, ShardManifest, require_dataset
-from cahlib.dataset.read_pairs import DAMAGE
-from cahlib.dataset.storage.files import UnreadableFile
 from cahlib.dataset.vectors import path_by_model
 from cahlib.model.heads import describe_head, load_heads
 from cahlib.model.model_source import find_source, model_digest
@@ -55,8 +53,8 @@ def score_by_prompts(folder: Path, path: str, judge: Judge) -> Iterator[ScoredSh
     The model is that of the dataset's own vectors, or a further one that it has vectors of. Yield
     and raise as `cahlib.run.score_again.score_dataset` does, and ConfigError for a bad file.
     """
-    sets, damaged = read_prompts(path), list[DamagedShard]()
-    with change_dataset(folder):
+    sets = read_prompts(path)
+    with changing_scores(folder) as damaged:
         check_model_files(judge)
         model, digest = find_source(judge).name, model_digest(*judge.chosen()[:2])
         added = [
@@ -82,7 +80,6 @@ def score_by_prompts(folder: Path, path: str, judge: Judge) -> Iterator[ScoredSh
             return found
 
         yield from waiting.scored(score, damaged)
-    require_undamaged(damaged)
 
 
 def score_by_head(folder: Path, path: str) -> Iterator[ScoredShard]:
@@ -95,14 +92,12 @@ def score_by_head(folder: Path, path: str) -> Iterator[ScoredShard]:
     digest = settings_digest([setting], {"heads": portable_value(setting, (path,))})
     (column,) = score_columns(model, [name], layout=2).values()
     added = [AddedScores(model=model, columns=(column,), digest=digest)]
-    damaged: list[DamagedShard] = []
-    with change_dataset(folder):
+    with changing_scores(folder) as damaged:
         waiting = _Waiting.find(folder, model, added)
         if not waiting.shards:
             return
         (head,) = load_heads((path,), _Backbone(name=model, dim=waiting.width()))
         yield from waiting.scored(lambda vectors: {column: head.scores(vectors)}, damaged)
-    require_undamaged(damaged)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,11 +155,9 @@ class _Waiting:
 
     def _scored(self, manifest: ShardManifest, path: str, score: _Score) -> ScoredShard:
         id = manifest.shard.id
-        try:
+        with damage_of(manifest):
             require_whole(self.folder, manifest, part_path("metadata", id), path)
             vectors = np.load(self.folder / path)
-        except (UnreadableFile, *DAMAGE) as error:
-            raise DamagedShard(f"shard {id} cannot be read ({error}).") from error
         missing = ~vectors.any(axis=1)  # of images that the model could not read
         found = score(vectors)
         columns = {name: pa.array(values, mask=missing) for name, values in found.items()}

@@ -3,9 +3,12 @@
 import io
 import json
 import os
+import tarfile
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
 from PIL import ImageOps
@@ -75,6 +78,33 @@ def test_what_looks_like_an_image_of_a_folder_is_left_out(folder, images, capsys
     assert lost == [1, 0]
 
 
+def test_images_are_read_from_tars_and_tables_and_it_says_what_it_took(
+    folder, images, made, tmp_path, capsys
+):
+    with tarfile.open(tmp_path / "set.tgz", "w:gz") as tar:
+        tar.add(images, "test")
+    (tmp_path / "parts" / "deep").mkdir(parents=True)
+    shrunk = (images / "deep" / "shrunk.JPG").read_bytes()
+    rows = [
+        {"bytes": shrunk, "path": "a"}, {"bytes": b"no picture", "path": "b"}, None,
+        {"bytes": made[7].image.data, "path": "d"},
+    ]  # fmt: skip
+    pq.write_table(pa.table({"image": rows, "label": [1, 2, 3, 4]}), tmp_path / "parts/a.parquet")
+    pq.write_table(pa.table({"label": ["cat"]}), tmp_path / "parts/labels.parquet")
+    pq.write_table(pa.table({"png": [made[6].image.data]}), tmp_path / "parts/deep/b.parquet")
+    for path, found, taken, bad in (
+        (tmp_path / "set.tgz", {"2": ", test/deep/shrunk.JPG"}, "2 images", 1),
+        (tmp_path / "parts", {"2": "row 0", "7": "row 3", "6": "b.parquet, row 0"}, "3 images", 1),
+        (images / "deep" / "shrunk.JPG", {"2": "shrunk.JPG"}, "1 image", 0),
+    ):
+        assert main(["dedup", str(folder), "--against", str(path), "--json"]) == 0
+        out, notes = capsys.readouterr()
+        alike = {e["url"].split("/")[-1][0]: e["like"] for e in json.loads(out)["examples"]}
+        assert alike.keys() == found.keys() and all(alike[k].endswith(found[k]) for k in found)
+        assert f"Compared with {path}: {taken}." in notes
+        assert ("1 image file of the evaluation set cannot be read" in notes) == bool(bad)
+
+
 def test_what_means_the_same_is_left_out_too(folder, images, made, tmp_path, capsys):
     clip = load_clip(JUDGE)
     mirrored, _ = clip.embed([clip.prepare((images / "mirrored.webp").read_bytes())], [""])
@@ -130,9 +160,16 @@ def test_mistakes_are_said_in_one_sentence(folder, tmp_path, capsys):
     np.save(tmp_path / "narrow.npy", np.ones((3, 7), "f4"))
     np.save(tmp_path / "flat.npy", np.ones(7, "f4"))
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    pq.write_table(pa.table({"label": ["cat"]}), tmp_path / "labels.parquet")
     meaning = ["--semantic", "0.9"]
     for path, more, sentence in (
-        (str(tmp_path / "gone"), [], "cannot be read as a list"),
+        (str(tmp_path / "gone"), [], "there is no folder or file"),
+        (str(tmp_path / "none" / "pipe.jpg"), [], "there is no folder or file"),
+        ("s3://bucket/set", [], "there is no folder or file"),
+        (given("images.zip", b"PK\x03\x04\xff"), [], "an evaluation set is a folder, tar or"),
+        (given("cut.tar", b"no tar"), [], "cut.tar cannot be read"),
+        (given("cut.parquet", b"PAR1"), [], "cannot be read as Parquet"),
+        (given("one.png", b"no picture"), [], "none of the image files"),
         (str(tmp_path / "none"), [], "has no image file"),
         ("", [], "give a folder or a file"),
         (f"{folder}/../dataset", [], "is the dataset itself"),
@@ -145,7 +182,8 @@ def test_mistakes_are_said_in_one_sentence(folder, tmp_path, capsys):
         (str(tmp_path / "flat.npy"), meaning, "cannot be read as embeddings"),
         (str(tmp_path / "objects.npy"), meaning, "cannot be read as embeddings"),
         (given("cut.npy", b"\x93NUMPY\x01\x00"), meaning, "cannot be read as embeddings"),
-        (str(tmp_path / "gone.npy"), meaning, "cannot be read as embeddings"),
+        (str(tmp_path / "gone.npy"), meaning, "there is no folder or file"),
+        (str(tmp_path / "labels.parquet"), [], "has no column of images"),
     ):
         assert main(["dedup", str(folder), "--against", path, *more, "--apply"]) == 2, path
         errors = capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Pairs that a rule chooses: the right ones, in all files, whatever interrupts it."""
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -209,6 +210,8 @@ def test_from_and_to_a_url(dataset, tmp_path, monkeypatch):
     source = (tmp_path / "source").as_uri()
     assert main(["select", source, "--where", WHERE, "--into", there]) == 0
     assert list(verify(there)) == [] and uids(tmp_path / "there") == uids(dataset, WHERE)
+    # a folder that a URL names needs no other
+    assert os.listdir(tmp_path / "here") == ["source-selection.html"]
 
 
 def test_a_copy_keeps_the_job_of_its_run(dataset, tmp_path):
@@ -247,7 +250,17 @@ def test_a_copy_keeps_the_job_of_its_run(dataset, tmp_path):
         (["--where", "true", "--into", "dataset/new"], "is inside the dataset"),
         (["--where", "true", "--into", "file"], "is not a folder"),
         (["--where", "true", "--into", ""], "into: give a folder or a URL"),
-        (["--where", "true", "--into", "nosuch://x/y"], "cannot be used"),
+        (["--where", "true", "--into", "nosuch://x/y"], "into: nosuch://x/y cannot be used"),
+        (["--where", "true", "--into", "file/x"], "is not a folder; choose a new one"),
+        (["--where", "true", "--into", "file://HERE/file"], "is not a folder"),
+        (["--where", "true", "--into", "file://HERE/dataset"], "is the dataset itself"),
+        (["--where", "true", "--into", "file://HERE/dataset/new"], "is inside the dataset"),
+        (["--where", "true", "--into", "FILE://HERE"], "has files already"),
+        (
+            ["--where", "true", "--into", "https://127.0.0.1:1/x"],
+            "cah: into: https://127.0.0.1:1/x",
+        ),
+        (["--where", "true", "--into", "memory://x/full"], "run it in another folder"),
     ],
 )
 def test_mistakes_are_said_in_one_sentence(
@@ -255,7 +268,10 @@ def test_mistakes_are_said_in_one_sentence(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
     before = sorted(tmp_path.rglob("*"))
+    arguments = [each.replace("HERE", str(tmp_path)) for each in arguments]
     try:
         code = main(["select", "dataset", *arguments, "-q"])
     except SystemExit as ended:

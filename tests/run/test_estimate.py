@@ -46,6 +46,25 @@ def test_what_nobody_measured_is_as_in_2021_and_says_so(tmp_path):
     )
 
 
+def test_further_models_take_their_time(tmp_path):
+    """Of 5,950 images a shard at most 750 are kept, which the further models see too."""
+    alone = rates_for(job(tmp_path)).model
+    also = rates_for(job(tmp_path, also=("quality",))).model
+    both = job(tmp_path, also=("quality",), cascade=("ViT-L-14/openai:0.2",))
+    assert alone == 500
+    assert also == pytest.approx(1 / (1 / 500 + 750 / 5950 / 500))
+    assert rates_for(both).model == pytest.approx(1 / (1 / 500 + 2 * 750 / 5950 / 500))
+
+    of_quality = RateRecorder(job(tmp_path, preset="quality"))
+    of_quality.add(shard(images=3000), scraped=100.0, worked=60.0)  # 50 images per second
+    assert rates_for(job(tmp_path)).model == 500
+    assert rates_for(job(tmp_path, also=("quality",))).model == pytest.approx(
+        1 / (1 / 500 + 750 / 5950 / 50)
+    )
+    RateRecorder(both).add(shard(images=3000), scraped=100.0, worked=30.0)
+    assert rates_for(both).model == 100 and rates_for(job(tmp_path)).model == 500
+
+
 def test_a_single_file_is_two_shards_for_the_plan_too(tmp_path):
     (tmp_path / "a.wat.gz").touch()
     mine = job(tmp_path, crawl=str(tmp_path / "a.wat.gz"), contact="a@example.org")

@@ -7,6 +7,7 @@ A shard gets them all at once or not at all, as a removal of pairs does
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -18,11 +19,12 @@ import pyarrow as pa
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.wording import plural
 from cahlib.dataset.layout import part_path
+from cahlib.dataset.maintain.purge import change_dataset
 from cahlib.dataset.maintain.verify_shard import check_file
 from cahlib.dataset.manifest import AddedScores, ShardManifest, read_manifests
 from cahlib.dataset.metadata import read_metadata
-from cahlib.dataset.read_pairs import extras_of
-from cahlib.dataset.storage.files import files_at
+from cahlib.dataset.read_pairs import DAMAGE, extras_of
+from cahlib.dataset.storage.files import UnreadableFile, files_at
 from cahlib.dataset.write.columns import TAKEN
 from cahlib.dataset.write.formats import write_matrix, write_parquet
 from cahlib.dataset.write.shard_writer import ShardWriter, recover_interrupted
@@ -37,6 +39,33 @@ class DamagedShard(RunError):
     """A shard cannot be read, while others can."""
 
 
+@contextmanager
+def changing_scores(folder: Path) -> Iterator[list[DamagedShard]]:
+    """Lock the dataset in a folder, and collect its damaged shards, which are reported at the end.
+
+    Raise RunError then if there are any; what became of the others is kept by then.
+    """
+    damaged: list[DamagedShard] = []
+    with change_dataset(folder):
+        yield damaged
+    if damaged:
+        raise RunError(
+            f"{plural(len(damaged), 'shard')} could not be scored: {damaged[0]} The others have "
+            "their scores; see `cah repair`."
+        )
+
+
+@contextmanager
+def damage_of(manifest: ShardManifest) -> Iterator[None]:
+    """Turn the errors of reading a shard's files into DamagedShard."""
+    try:
+        yield
+    except UnreadableFile as error:
+        raise DamagedShard(str(error)) from error
+    except DAMAGE as error:
+        raise DamagedShard(f"shard {manifest.shard.id} cannot be read ({error}).") from error
+
+
 def unless_damaged(
     items: Iterable[_T], score: Callable[[_T], _R], damaged: list[DamagedShard]
 ) -> Iterator[_R]:
@@ -48,15 +77,6 @@ def unless_damaged(
             damaged.append(error)
         else:
             yield result
-
-
-def require_undamaged(damaged: Sequence[DamagedShard]) -> None:
-    """Raise RunError if there are damaged shards; what became of the others is kept by then."""
-    if damaged:
-        raise RunError(
-            f"{plural(len(damaged), 'shard')} could not be scored: {damaged[0]} The others have "
-            "their scores; see `cah repair`."
-        )
 
 
 def shards_here(folder: Path) -> list[ShardManifest]:

@@ -150,19 +150,27 @@ def find_new_plan(source: str, into: str, rule: SelectionRule) -> SelectionPlan 
     """
     if not into.strip():
         raise ConfigError("into: give a folder or a URL.")
-    output = Output(output=into)
-    folder, here = output.folder, files_at(source).folder
-    if here and folder.resolve() == here.resolve():
-        raise ConfigError(f"into: {into} is the dataset itself; --apply changes that.")
-    if here and folder.resolve().is_relative_to(here.resolve()):
-        raise ConfigError(f"into: {into} is inside the dataset; choose a folder beside it.")
-    if output.url:
-        check_destination(output.url, folder)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"into: {folder} is not a folder; choose a new one.")
-    require_writable(folder)
+    here = files_at(source).folder
+    with _errors_of_into():
+        output = destination(into)
+        folder = output.folder
+        if here and folder.resolve() == here.resolve():
+            raise ConfigError(f"into: {into} is the dataset itself; --apply changes that.")
+        if here and folder.resolve().is_relative_to(here.resolve()):
+            raise ConfigError(f"into: {into} is inside the dataset; choose a folder beside it.")
+        if output.url:
+            check_destination(output.url, folder)
+        above = next(each for each in (folder, *folder.parents) if each.exists())
+        if not above.is_dir():
+            raise ConfigError(f"into: {above} is not a folder; choose a new one.")
+        require_writable(folder)
     plan = find_plan(folder, rule) if folder.is_dir() else None
     if plan is None and any(each.is_file() and not _is_begun(each) for each in folder.rglob("*")):
+        if output.url:
+            raise ConfigError(
+                f"into: on their way to {into} files are in {folder}, which has others already; "
+                "run it in another folder."
+            )
         raise ConfigError(f"into: {folder} has files already; choose a new folder.")
     if plan and plan.dataset != dataset_digest(source):
         raise ConfigError(
@@ -172,12 +180,30 @@ def find_new_plan(source: str, into: str, rule: SelectionRule) -> SelectionPlan 
     return plan
 
 
+def destination(into: str) -> Output:
+    """Return where a new dataset is written: a folder, which a URL may name too, or a URL."""
+    given = Output(output=into, keep_local=False)
+    there = files_at(given.url).folder if given.url else None
+    return replace(given, output=str(there)) if there else given
+
+
+@contextmanager
+def _errors_of_into() -> Iterator[None]:
+    """Let errors about the output of a run name the option that stands for it here."""
+    try:
+        yield
+    except ConfigError as error:
+        if not str(error).startswith("output: "):
+            raise
+        raise ConfigError(f"into: {str(error).removeprefix('output: ')}") from error
+
+
 def write_selected(source: str, into: str, plan: SelectionPlan) -> Iterator[ShardChange]:
     """Write the pairs that stay into a new dataset, shard by shard; continue what was begun.
 
     The caller holds the source's lock, by `reading_source`. Raise RunError if a shard is damaged.
     """
-    output, there, why = Output(output=into, keep_local=False), files_at(source), plan.why()
+    output, there, why = destination(into), files_at(source), plan.why()
     folder, said = output.folder, find_description(source)
     with lock_dataset(folder):
         _store(folder, plan)
@@ -198,7 +224,7 @@ def write_selected(source: str, into: str, plan: SelectionPlan) -> Iterator[Shar
         write_file(folder / CHANGES_FILE, history)
         if output.url and not find_repository(files_at(output.url)):  # where writing is a commit
             files_at(output.url).write(CHANGES_FILE, history)
-        _write_about(source, folder, into)
+        _write_about(source, folder, output)
         _finish(folder, plan)
 
 
@@ -250,15 +276,15 @@ def _fetch(there: DatasetFiles, path: str, to: Path) -> None:
         shutil.copyfileobj(source, file, 1 << 20)
 
 
-def _write_about(source: str, folder: Path, into: str) -> None:
+def _write_about(source: str, folder: Path, output: Output) -> None:
     """Write what is about the whole dataset: its job, report and card."""
     job, at = None, files_at(source).folder
     if at and (found := stored_job(at)):
-        job = replace_settings(found, output=into)
+        job = replace_settings(found, output=output.output)
         job.store(RunDirectory(folder).job)
-    write_pages(folder, job.values() if job else {"output": into})
-    if url := Output(output=into).url:
-        upload_pages(folder, url)
+    write_pages(folder, job.values() if job else {"output": output.output})
+    if output.url:
+        upload_pages(folder, output.url)
 
 
 def _store(folder: Path, plan: SelectionPlan) -> None:

@@ -1,7 +1,8 @@
 """Find images of a dataset that are in an evaluation set too, so that results on it stay fair.
 
-An evaluation set is a folder of images, another dataset, a matrix of embeddings (.npy), or a list
-of perceptual hashes. Its images are compared by how they look and, on request, by what they mean.
+An evaluation set is a folder, tar or Parquet file of images, another dataset, a matrix of
+embeddings (.npy), or a list of perceptual hashes. Its images are compared by how they look and, on
+request, by what they mean.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from cahlib.core.errors import ConfigError
 from cahlib.core.lists import PERCEPTUAL_HASH, read_entries
 from cahlib.core.records import DropReason
+from cahlib.core.wording import plural
 from cahlib.dataset.description import stored_job
 from cahlib.dataset.maintain.dedup import (
     Duplicates,
@@ -28,6 +30,7 @@ from cahlib.dataset.maintain.dedup import (
     require_threshold,
     vectors_of,
 )
+from cahlib.dataset.maintain.evaluation_images import IMAGE_SUFFIXES, holds_images, images_of
 from cahlib.dataset.maintain.similar import ROUNDING, Rows
 from cahlib.dataset.manifest import is_dataset, read_manifests
 from cahlib.dataset.vectors import Matrix, StoredVectors, unit_rows, vector_models
@@ -37,9 +40,6 @@ from cahlib.model.model_source import find_source, named_judge
 
 if TYPE_CHECKING:
     from cahlib.model.clip import Clip
-
-#: The files of a folder that are taken for images.
-_IMAGES = frozenset(".jpg .jpeg .png .webp .avif .bmp .gif .tif .tiff".split())
 
 #: Images that are embedded at a time; rows of the set that are compared at a time.
 _BATCH, _ROWS = 64, 8192
@@ -55,6 +55,7 @@ class EvaluationSet:
     vector_names: list[str] = field(default_factory=list)
     vectors: list[Matrix] = field(default_factory=list)  #: each row of length 1
     unreadable: list[str] = field(default_factory=list)  #: files that are no readable images
+    taken: list[str] = field(default_factory=list)  #: what was read of each set, for people
     model: str = ""  #: that embeds images, as it was named; "" if it was not
 
 
@@ -65,10 +66,10 @@ def find_contaminated(
     threshold: float | None = None,
     *,
     model: str = "",
-) -> tuple[Duplicates, tuple[str, ...]]:
+) -> tuple[Duplicates, EvaluationSet]:
     """Find images that look like one of some evaluation sets or, with a threshold, mean the same.
 
-    Return also the files of the sets that are no readable images.
+    Return also what was read of the sets.
 
     Folders of images are embedded by the model of the dataset, or a further one that it has vectors
     by (``model``), which is loaded for that. Raise
@@ -92,9 +93,7 @@ def find_contaminated(
     if vectors is not None and threshold is not None:
         alike |= _meaning_the_same(vectors, given, threshold)
     rows = np.array(sorted(alike), np.int64)
-    return table.removing(rows, DropReason.EVALUATION, _examples(table, rows, alike)), tuple(
-        given.unreadable
-    )
+    return table.removing(rows, DropReason.EVALUATION, _examples(table, rows, alike)), given
 
 
 def _examples(table: ImageTable, rows: Rows, alike: Mapping[int, Example]) -> Iterator[Example]:
@@ -165,23 +164,39 @@ def _read_set(path: str, given: EvaluationSet, vectors: StoredVectors | None) ->
         raise ConfigError("against: give a folder or a file.")
     if Path(path).is_dir() and is_dataset(Path(path)):
         _read_dataset(Path(path), given, vectors)
-    elif Path(path).is_dir():
-        _read_folder(Path(path), given, vectors)
+    elif not (Path(path).is_dir() or Path(path).is_file()):
+        raise ConfigError(f"against: there is no folder or file {path}; check the path.")
+    elif holds_images(Path(path)):
+        _read_images(Path(path), given, vectors)
     elif path.endswith(".npy"):
         _read_matrix(path, given, vectors)
     else:
-        listed = list(read_entries(path, "against", PERCEPTUAL_HASH))
-        if not listed:
-            raise ConfigError(f"against: {path} lists no perceptual hash.")
+        listed = _listed(path)
         given.names += listed
         given.hashes += [int(each, 16) for each in listed]
         given.colours += [0] * len(listed)
+        given.taken.append(f"{path}: {len(listed):,} perceptual hashes")
+
+
+def _listed(path: str) -> list[str]:
+    """Return the hashes that a file lists; raise ConfigError if it is no such list."""
+    try:
+        listed = list(read_entries(path, "against", PERCEPTUAL_HASH))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{str(error).rstrip('.')}; an evaluation set is a folder, tar or Parquet file of "
+            "images, a dataset, embeddings (.npy), or a list of perceptual hashes."
+        ) from error
+    if not listed:
+        raise ConfigError(f"against: {path} lists no perceptual hash.")
+    return listed
 
 
 def _read_dataset(folder: Path, given: EvaluationSet, vectors: StoredVectors | None) -> None:
     table = read_image_table(folder)
     names = [f"{folder}, uid {each.ljust(16, bytes(1)).hex()}" for each in table.uids.tolist()]
     given.names += names
+    given.taken.append(f"{folder}: the {plural(len(names), 'image')} of a dataset")
     given.hashes += table.hashes.tolist()
     given.colours += table.colours.tolist()
     if vectors is not None:
@@ -220,38 +235,45 @@ def _read_matrix(path: str, given: EvaluationSet, vectors: StoredVectors | None)
         )
     given.vectors.append(unit_rows(matrix.astype(np.float32)))
     given.vector_names += [f"{path}, row {row}" for row in range(len(matrix))]
+    given.taken.append(f"{path}: {plural(len(matrix), 'embedding')}")
 
 
-def _read_folder(folder: Path, given: EvaluationSet, vectors: StoredVectors | None) -> None:
-    files = sorted(
-        each for each in folder.rglob("*") if each.suffix.lower() in _IMAGES and each.is_file()
-    )
-    if not files:
-        raise ConfigError(
-            f"against: {folder} has no image file ({', '.join(sorted(_IMAGES))}) in it."
-        )
+def _read_images(path: Path, given: EvaluationSet, vectors: StoredVectors | None) -> None:
     clip = None if vectors is None else _load_model(vectors, given.model)
-    for low in range(0, len(files), _BATCH):
-        names, pixels = [], list[Any]()
-        for file in files[low : low + _BATCH]:
-            try:
-                data = file.read_bytes()
-                looks = looks_of_file(data)
-            except DECODE_ERRORS:
-                given.unreadable.append(str(file))
-                continue
-            given.names.append(str(file))
-            given.hashes.append(int(looks["phash"], 16))
-            given.colours.append(int(looks["chroma"], 16))
-            if clip and (prepared := clip.prepare(data)) is not None:
-                names.append(str(file))
-                pixels.append(prepared)
-        if clip and pixels:
-            images, _ = clip.embed(pixels, [""] * len(pixels))
-            given.vector_names += names
-            given.vectors.append(unit_rows(images.astype(np.float32)))
-    if len(given.unreadable) == len(files):
-        raise ConfigError(f"against: none of the image files in {folder} can be read.")
+    found = read = 0
+    batch = list[tuple[str, Any]]()
+    for name, data in images_of(path):
+        found += 1
+        try:
+            looks = looks_of_file(data or b"")
+        except DECODE_ERRORS:
+            given.unreadable.append(name)
+            continue
+        read += 1
+        given.names.append(name)
+        given.hashes.append(int(looks["phash"], 16))
+        given.colours.append(int(looks["chroma"], 16))
+        if clip and data and (prepared := clip.prepare(data)) is not None:
+            batch.append((name, prepared))
+        if clip and len(batch) == _BATCH:
+            _embed(batch, given, clip)
+    if clip and batch:
+        _embed(batch, given, clip)
+    if not found:
+        kinds = f"{', '.join(sorted(IMAGE_SUFFIXES))}, tar or Parquet with bytes"
+        raise ConfigError(f"against: {path} has no image file ({kinds}) in it.")
+    if not read:
+        raise ConfigError(f"against: none of the image files in {path} can be read.")
+    given.taken.append(f"{path}: {plural(read, 'image')}")
+
+
+def _embed(batch: list[tuple[str, Any]], given: EvaluationSet, clip: Clip) -> None:
+    """Add the embeddings of a batch of prepared images, and empty it."""
+    names, pixels = zip(*batch, strict=True)
+    images, _ = clip.embed(list(pixels), [""] * len(pixels))
+    given.vector_names += names
+    given.vectors.append(unit_rows(images.astype(np.float32)))
+    batch.clear()
 
 
 def _load_model(vectors: StoredVectors, typed: str) -> Clip:

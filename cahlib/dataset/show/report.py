@@ -9,28 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-
 from cahlib.core.records import Stage
-from cahlib.core.wording import plural
-from cahlib.dataset.manifest import host_name
 from cahlib.dataset.show.charts import BarRow, bar_rows, histogram, timeline
 from cahlib.dataset.show.summary import Summary, percentage, published_settings
+from cahlib.dataset.show.templates import page_template
 from cahlib.model.open_nsfw import NSFW_BANDS
-
-#: Characters of a caption that are shown.
-_CAPTION = 300
 
 
 def render_report(found: Summary, name: str, job_values: Mapping[str, Any]) -> str:
     """Return the page on a summary."""
     size = f"{found.bytes / 1e9:,.2f} GB" if found.bytes > 1e9 else f"{found.bytes / 1e6:,.1f} MB"
-    return _template().render(
+    return page_template("report.html").render(
         title=name,
         found=found,
         size=size,
@@ -46,23 +38,10 @@ def render_report(found: Summary, name: str, job_values: Mapping[str, Any]) -> s
         ),
         samples=found.samples,
         settings=published_settings(job_values),
+        day=_day,
         versions=sorted(found.versions.items()),
         bands=NSFW_BANDS,
     )
-
-
-@cache  # to compile it takes 20 ms, more than to render a small dataset
-def _template() -> Template:
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    pages.filters |= {"plural": plural, "host": host_name, "caption": _caption, "day": _day}
-    return pages.get_template("report.html")
-
-
-def _caption(text: str) -> str:
-    return text if len(text) <= _CAPTION else text[:_CAPTION] + "…"
 
 
 def _day(seconds: float) -> str:

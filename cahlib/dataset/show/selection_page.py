@@ -7,24 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-
-from cahlib.core.wording import plural
 from cahlib.dataset.maintain.selection import GroupCount, Selection
-from cahlib.dataset.manifest import host_name
-from cahlib.dataset.show.summary import percentage
+from cahlib.dataset.show.templates import page_template
 from cahlib.dataset.write.columns import Row
 from cahlib.dataset.write.gallery import Thumbnail
 
-#: What marks a page that may be replaced.
-GENERATOR = '<meta name="generator" content="cahlib">'
-
-#: Groups of each kind, and characters of a caption, that are shown.
-_GROUPS, _CAPTION = 20, 300
+#: Groups of each kind that are shown.
+_GROUPS = 20
 
 
 class EdgePair(NamedTuple):
@@ -51,7 +42,7 @@ def render_selection(
     notes: Iterable[str] = (),
 ) -> str:
     """Return the page on a selection from the dataset of this name."""
-    return _template().render(
+    return page_template("selection.html").render(
         name=name,
         selection=selection,
         pairs=selection.pairs.rows,
@@ -59,21 +50,4 @@ def render_selection(
         groups={title: counts[:_GROUPS] for title, counts in groups.items() if counts},
         edge=edge,
         notes=[*notes],
-        generator=GENERATOR,
     )
-
-
-@cache
-def _template() -> Template:
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    pages.filters |= {
-        "plural": plural, "host": host_name, "share": percentage, "caption": _caption,
-    }  # fmt: skip
-    return pages.get_template("selection.html")
-
-
-def _caption(text: str) -> str:
-    return text if len(text) <= _CAPTION else text[:_CAPTION] + "…"
