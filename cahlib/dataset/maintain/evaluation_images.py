@@ -102,7 +102,7 @@ def _columns(path: Path) -> list[str]:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _of_table(path: Path) -> Iterator[NamedImage]:
