@@ -5,7 +5,8 @@
         for pair in pipeline.prefetch(judge(parcels), 256): ...
 
 Stages are connected by bounded queues, so a slow stage holds back the ones before it and memory
-stays flat. A stage's error is raised in its consumer. Leaving the ``with`` early ends every stage
+stays flat. A full queue is filled again once it is half empty: thread switches cost more than the
+items. A stage's error is raised in its consumer. Leaving the ``with`` early ends every stage
 at its next item by raising `Abandoned`, so that it never looks finished.
 """
 
@@ -29,11 +30,11 @@ class Abandoned(Exception):
 class StageQueue(Generic[_T]):
     """The items that one stage has produced and the next has not consumed; iterate to consume."""
 
-    def __init__(self, source: Iterable[_T], limit: int, changed: threading.Condition) -> None:
+    def __init__(self, source: Iterable[_T], limit: int) -> None:
         self.limit = limit
         self._source = source
         self._items: deque[_T] = deque()
-        self._changed = changed
+        self._changed = threading.Condition()
         self._closed = self._ended = False
         self._outcome: Future[None] = Future()
         self.thread = threading.Thread(target=self._make, daemon=True)
@@ -50,8 +51,10 @@ class StageQueue(Generic[_T]):
             if self._closed:
                 raise Abandoned
             if self._items:
-                self._changed.notify_all()
-                return self._items.popleft()
+                item = self._items.popleft()
+                if len(self._items) <= self.limit // 2:
+                    self._changed.notify_all()
+                return item
         self._outcome.result()
         raise StopIteration
 
@@ -88,15 +91,13 @@ class Pipeline:
     """The stages of one run; leaving the ``with`` ends them all and waits for their threads."""
 
     def __init__(self) -> None:
-        # one condition for all queues: there are a handful of stages, and their items are coarse
-        self._changed = threading.Condition()
         self._queues: list[StageQueue[Any]] = []
         self._named: dict[str, StageQueue[Any]] = {}
         self.closed = False
 
     def prefetch(self, source: Iterable[_T], limit: int, name: str = "") -> StageQueue[_T]:
         """Run an iterable on its own thread, at most ``limit`` items ahead of the consumer."""
-        queue = StageQueue(source, limit, self._changed)
+        queue = StageQueue(source, limit)
         self._queues.append(queue)
         if name:
             self._named[name] = queue

@@ -18,7 +18,6 @@ from sqlalchemy import (
     URL,
     Connection,
     Select,
-    bindparam,
     case,
     delete,
     func,
@@ -42,8 +41,8 @@ _log = logging.getLogger(__name__)
 #: SQLite's errors for a sound file that is not a ledger.
 _NOT_A_LEDGER = re.compile("no such|has no column")
 
-#: Built once: it is asked for every pair, and takes 100 µs then instead of 170.
-_HAS_PAIR = select(_pairs.c.uid).where(_pairs.c.uid == bindparam("uid"))
+#: Asked for every pair.
+_HAS_PAIR = f"SELECT 1 FROM {_pairs.name} WHERE uid = ?"
 
 #: The lane of shards that retry failed links.
 _RETRIES = 2
@@ -260,8 +259,8 @@ class LocalLedger:
         self._change(shard, state="done")
 
     def has_pair(self, uid: str) -> bool:
-        with self._database.read() as connection:
-            return connection.execute(_HAS_PAIR, {"uid": bytes.fromhex(uid)}).first() is not None
+        with self._database.cursor() as cursor:
+            return cursor.execute(_HAS_PAIR, (bytes.fromhex(uid),)).fetchone() is not None
 
     def has_more(self) -> bool:
         return self.counts().open > 0

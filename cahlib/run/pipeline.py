@@ -10,6 +10,7 @@ dataset and the ledger; a crash before that repeats the shard, with the same res
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -67,6 +68,9 @@ from cahlib.run.scrapers import Engine, EngineFactory, open_scrapers, with_thumb
 
 #: Capacities of the queues: parcels on disk, scored images in memory, manifests.
 _PARCELS, _JUDGED, _SEALED = 2, 256, 2
+
+#: Seconds until a ledger without shards is asked again, unless a job ends before.
+_LEASE_INTERVAL = 0.5
 
 
 def run(
@@ -205,11 +209,13 @@ class _Work:
     def _scrape(self, scrapers: Engine, pipeline: Pipeline) -> Iterator[ScoredParcel]:
         """Lease shards, have them scraped, yield their parcels as they arrive."""
         leased: dict[str, Shard] = {}
+        due = 0.0  # of the next question for shards
         while not (self._stop.is_set() or pipeline.closed):
             # twice the slots: no scraper waits for us, and no more parcels than that pile up
-            while (room := 2 * scrapers.slots - len(scrapers)) > 0 and (
-                shard := self._ledger.lease(room)
-            ):
+            while (room := 2 * scrapers.slots - len(scrapers)) > 0 and time.monotonic() >= due:
+                if not (shard := self._ledger.lease(room)):
+                    due = time.monotonic() + _LEASE_INTERVAL
+                    break
                 if left := parcels.find_parcel(self._parcels, shard):  # by an earlier launch
                     yield self._begin(left)
                     continue
@@ -218,6 +224,7 @@ class _Work:
             if not scrapers and not self._ledger.has_more():
                 return
             if finished := scrapers.take(timeout=0.2):
+                due = 0.0
                 shard, result = leased.pop(finished[0]), finished[1]
                 self._slices.drop(shard)
                 if isinstance(result, Parcel):
