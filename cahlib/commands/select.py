@@ -117,6 +117,7 @@ def _reported(chosen: argparse.Namespace) -> dict[str, Any]:
 def _applied(chosen: argparse.Namespace) -> dict[str, Any]:
     """Remove what does not stay, and return what was done."""
     from cahlib.dataset.maintain.apply_selection import (
+        added_since,
         apply_plan,
         dataset_digest,
         find_plan,
@@ -139,6 +140,11 @@ def _applied(chosen: argparse.Namespace) -> dict[str, Any]:
             selection, result = _chosen(chosen, asked)
             plan = plan_selection(selection, digest)
         pairs, shards, _ = print_changes(apply_plan(folder, plan))
+        if added := added_since(folder, plan):
+            print_note(
+                f"{plural(added, 'shard')} came after this selection had begun; run it again to "
+                "choose from all."
+            )
     if not chosen.json:
         print(removed_sentence(pairs, shards))
     return result | {"pairs_removed": pairs, "shards_changed": shards}

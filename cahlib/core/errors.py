@@ -87,6 +87,14 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+def describe_read_error(error: Exception) -> str:
+    """Return in words why a file that the user gave could not be read."""
+    if isinstance(error, UnicodeError):
+        return "it is neither UTF-8 nor UTF-16"
+    cause = error.strerror if isinstance(error, OSError) else None
+    return cause or str(error)
+
+
 #: Errors of a failing machine, whatever the operation was.
 _FAILING = {
     errno.ENOMEM: "its memory is exhausted",

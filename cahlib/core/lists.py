@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
 
-from cahlib.core.errors import ConfigError
+from cahlib.core.errors import ConfigError, describe_read_error
 from cahlib.core.path_map import local_path
 
 #: Invisible characters: never part of an entry, but often pasted with it. The two joiners occur in
@@ -126,8 +126,8 @@ def _lines(path: str, setting: str) -> Generator[str, None, None]:
                         line = line.translate(_UNSEEN).strip().strip(_JOINERS)
                     yield line.strip()
     except (OSError, EOFError, UnicodeError, zlib.error) as error:
-        cause = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{setting}: {path} cannot be read as a list: {cause}.") from error
+        cause = describe_read_error(error)
+        raise ConfigError(f"{setting}: {path} cannot be read as a list ({cause}).") from error
 
 
 class DigestSet:

@@ -35,7 +35,7 @@ def lock_dataset(folder: Path) -> Iterator[None]:
 def locked_error(folder: Path) -> ConfigError:
     """Return the error for a folder that another process writes to."""
     return ConfigError(
-        f"output: another command is writing to {folder}; wait for it, or choose another folder."
+        f"another command is writing to {folder}; wait for it, or choose another folder."
     )
 
 

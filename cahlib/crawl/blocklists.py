@@ -15,7 +15,7 @@ from pathlib import Path
 import rbloom
 
 from cahlib.core.config import Crawl
-from cahlib.core.errors import ConfigError
+from cahlib.core.errors import ConfigError, describe_read_error
 from cahlib.core.lists import DOMAIN, MD5, URL, DigestSet, md5_digest, read_entries
 from cahlib.core.path_map import local_path
 from cahlib.core.records import DropReason
@@ -102,7 +102,8 @@ def _load_bloom(path: str) -> rbloom.Bloom:
     try:
         return rbloom.Bloom.load(path, _bloom_hash)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"blocked_pairs: {path} is not a Bloom filter: {error}.") from error
+        cause = describe_read_error(error)
+        raise ConfigError(f"blocked_pairs: {path} is not a Bloom filter ({cause}).") from error
 
 
 def _normalized_domain(domain: str) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from cahlib.core.errors import ConfigError
+from cahlib.core.errors import ConfigError, describe_read_error
 from cahlib.engine.certificates import Certificates
 from cahlib.engine.cluster import ClusterAddress
 
@@ -39,7 +39,8 @@ def read_ticket(path: Path, folder: Path) -> ClusterAddress:
         files = {name: str(ticket[name]) for name in _FILES}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"engine: {path} is neither an address (tls://HOST:PORT) nor a ticket ({error})."
+            f"engine: {path} is neither an address (tls://HOST:PORT) nor a ticket "
+            f"({describe_read_error(error)})."
         ) from error
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name, text in files.items():

@@ -78,7 +78,7 @@ def check_further(judge: Judge) -> None:
     taken = {find_source(judge).name}
     for setting, each, _ in _further(judge):
         source = find_source(each)
-        require_known_model(source)
+        require_known_model(source, setting)
         if source.name in taken:
             raise ConfigError(f"{setting}: {source.name} scores already; name each model once.")
         taken.add(source.name)

@@ -60,7 +60,8 @@ def named_judge(setting: str, name: str) -> Judge:
     if name.startswith("hf-hub:") or expand_home(name).is_dir():
         return Judge(model=name, threshold=-1)
     model, _, weights = name.rpartition("/")
-    if not model or not weights:
+    is_path = name.startswith(("/", "~", ".")) or expand_home(model).is_dir()
+    if not model or not weights or is_path:
         raise ConfigError(
             f"{setting}: {name!r} is neither a preset ({', '.join(PRESETS)}) nor a folder; a model "
             "of open_clip's is given with its weights, for example ViT-L-14/openai."
@@ -89,19 +90,19 @@ def model_settings() -> list[Setting]:
     return [each for each in settings() if each.name in ("model", "pretrained")]
 
 
-def require_known_model(source: ModelSource) -> None:
-    """Raise ConfigError if open_clip does not know the model by its name."""
+def require_known_model(source: ModelSource, setting: str = "model") -> None:
+    """Raise ConfigError, which names the setting, if open_clip does not know the model."""
     known = _known_models() if source.listed else []
     if not known or source.model in known:
         return
     unknown = "is neither a folder nor a name that open_clip knows"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source.typed):
         raise ConfigError(
-            f"model: {source.typed} {unknown}; for a model at Hugging Face write "
+            f"{setting}: {source.typed} {unknown}; for a model at Hugging Face write "
             f"hf-hub:{source.typed}, and leave pretrained empty."
         )
     near = ", ".join(get_close_matches(source.model, known)) or "ViT-B-32"
-    raise ConfigError(f"model: {source.typed!r} {unknown}; try {near}.")
+    raise ConfigError(f"{setting}: {source.typed!r} {unknown}; try {near}.")
 
 
 def _known_models() -> list[str]:

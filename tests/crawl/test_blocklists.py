@@ -130,7 +130,7 @@ def test_digests_are_an_exact_set(held, asked):
             b"0" * 32 + b"\nhello\n",
             "blocked_pairs: line 2 of .* is not a valid md5: hello",
         ),
-        ("blocked_pairs", b"\xff\xfe\xff", "cannot be read as a list"),
+        ("blocked_pairs", b"\xff\xfe\xff", "as a list .it is neither UTF-8 nor UTF-16.\\."),
         ("blocked_pairs", b"\x1f\x8b\x08\x00broken", "cannot be read as a list"),
     ],
 )

@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Picture
 
-from cahlib.core.config import Job
+from cahlib.core.config import Job, replace_settings
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.records import DropReason, Stage
+from cahlib.dataset.description import describe_job, write_description
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import manifest_path
 from cahlib.dataset.show.pages import write_pages
@@ -241,6 +242,23 @@ def test_the_card_says_what_is_owed(tmp_path):
     assert "crawler@example.org to have something taken down" in text
     assert "| kept | 15 |" in text and "ViT-tiny/none" in text
     assert "/home/me" not in text  # nobody's business
+
+
+def test_without_its_job_a_dataset_s_pages_have_its_settings(tmp_path):
+    world.write(tmp_path)
+    write_description(tmp_path, describe_job(replace_settings(Job(), consent="research")))
+    for name in ("README.md", "report.html"):
+        card_of(tmp_path, {"output": "elsewhere"})
+        assert "research" in (tmp_path / name).read_text()
+
+
+def test_the_models_of_a_cascade_are_named_where_the_threshold_is(tmp_path):
+    world.write(tmp_path)
+    sentence = "Further models dropped what they found less similar"
+    text = card_of(tmp_path, {**JOB, "cascade": ["/home/me/b<i>:0.2", "quality:0.3"]})
+    assert f"{sentence}: b" in text.partition("## Numbers")[0] and "/home/me" not in text
+    assert sentence in (tmp_path / "report.html").read_text()
+    assert sentence not in card_of(tmp_path) and "<i>" not in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset's file

@@ -202,6 +202,24 @@ def test_another_rule_waits_for_one_that_was_interrupted(small, tmp_path, capsys
     assert len(uids(folder)) == 2
 
 
+def test_shards_that_come_before_a_selection_is_finished_are_chosen_from_by_the_next(
+    small, tmp_path, capsys
+):
+    folder = shutil.copytree(small, tmp_path / "dataset")
+    begun = select_pairs(PairQuery(folder), SelectionRule(where=(WHERE,)))
+    changes = apply_plan(folder, plan_selection(begun, dataset_digest(folder)))
+    next(changes)
+    changes.close()
+    write(folder, 10, first=5000, shard="s-5", spec=with_forms("embeddings"))
+    wanted, arguments = uids(folder, WHERE), ("select", folder, "--where", WHERE, "--apply")
+    ran = said(capsys, *arguments)
+    assert "1 shard came after this selection had begun; run it again" in ran.stderr
+    assert wanted != uids(folder)
+    assert said(capsys, *arguments).returncode == 0
+    assert wanted == uids(folder) and list(verify(folder)) == []
+    assert "was applied already" in said(capsys, *arguments).stdout
+
+
 def test_from_and_to_a_url(dataset, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -68,6 +68,7 @@ class SelectionPlan:
     gone: NDArray[Any]  #: keys of the pairs that go, 16 bytes each
     pairs: int  #: of the dataset before
     stay: int  #: of these
+    shards: tuple[str, ...] = ()  #: ids of the shards that were chosen from
     done: bool = False
 
     def why(self) -> RemovalRule:
@@ -94,6 +95,7 @@ def plan_selection(selection: Selection, digest: str) -> SelectionPlan:
         gone=np.frombuffer(bytes.fromhex("".join(uids)), "V16"),
         pairs=selection.pairs.rows,
         stay=selection.count,
+        shards=tuple(each.shard for each in selection.pairs.shards),
     )
 
 
@@ -118,6 +120,7 @@ def find_plan(folder: Path, rule: SelectionRule) -> SelectionPlan | None:
         plan = SelectionPlan(
             rule=dict(stored["rule"]), dataset=str(stored["dataset"]), gone=gone,
             pairs=int(stored["pairs"]), stay=int(stored["stay"]), done=done,
+            shards=tuple(map(str, stored.get("shards", ()))),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -140,7 +143,15 @@ def apply_plan(folder: Path, plan: SelectionPlan) -> Iterator[ShardChange]:
     changes = rewrite_shards(folder, plan.why(), note=log.note)  # checks that it can be changed
     _store(folder, plan)
     yield from changes
-    _finish(folder, replace(plan, dataset=dataset_digest(folder)))
+    # what a run has added since this began is not chosen from yet, so it is no state that is done
+    digest = "" if added_since(folder, plan) else dataset_digest(folder)
+    _finish(folder, replace(plan, dataset=digest))
+
+
+def added_since(folder: Path, plan: SelectionPlan) -> int:
+    """Return the number of shards with pairs that a plan did not choose from."""
+    known = {*plan.shards}
+    return sum(each.rows > 0 and each.shard.id not in known for each in read_manifests(folder))
 
 
 def find_new_plan(source: str, into: str, rule: SelectionRule) -> SelectionPlan | None:
@@ -294,7 +305,7 @@ def _store(folder: Path, plan: SelectionPlan) -> None:
             np.save(file, plan.gone)
     stored = {
         "rule": plan.rule, "dataset": plan.dataset, "pairs": plan.pairs, "stay": plan.stay,
-        "done": plan.done,
+        "shards": [*plan.shards], "done": plan.done,
     }  # fmt: skip
     write_file(folder / _PLAN, json.dumps(stored, indent=2) + "\n")
 

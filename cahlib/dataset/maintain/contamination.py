@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cahlib.core.errors import ConfigError
+from cahlib.core.errors import ConfigError, describe_read_error
 from cahlib.core.lists import PERCEPTUAL_HASH, read_entries
 from cahlib.core.records import DropReason
 from cahlib.core.wording import plural
@@ -227,7 +227,8 @@ def _read_matrix(path: str, given: EvaluationSet, vectors: StoredVectors | None)
         if not isinstance(matrix, np.ndarray) or matrix.dtype.kind != "f" or matrix.ndim != 2:
             raise ValueError("it is not a matrix of floats")
     except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"against: {path} cannot be read as embeddings: {error}.") from error
+        cause = describe_read_error(error)
+        raise ConfigError(f"against: {path} cannot be read as embeddings ({cause}).") from error
     if not len(matrix) or matrix.shape[1] != vectors.width:
         raise ConfigError(
             f"against: {path} has {len(matrix)} rows of {matrix.shape[1]} numbers; the embeddings "

@@ -15,7 +15,6 @@ from cahlib.dataset import description
 from cahlib.dataset.description import (
     Description,
     describe_job,
-    displayed_settings,
     find_description,
     forget_shards,
     stored_job,
@@ -128,7 +127,8 @@ def repair(found: RepairPlan) -> None:
     if whole or before:
         write_description(place, replace(said, committed=tuple(whole)))
     if found.broken or found.again or found.unfinished or found.vectors:
-        write_pages(place, _values(place, said))
+        job = stored_job(place) if isinstance(place, Path) else None
+        write_pages(place, job.values() if job else {})
 
 
 def _note(where: dict[str, str], problem: Problem) -> None:
@@ -183,9 +183,3 @@ def _described(place: str | Path) -> Description:
     if job and digests <= {"", (ours := describe_job(job)).digest}:
         return replace(ours, layout=layout)
     return Description(digest=max(digests, default=""), layout=layout)
-
-
-def _values(place: str | Path, said: Description) -> dict[str, object]:
-    """Return the settings that the pages show."""
-    job = stored_job(place) if isinstance(place, Path) else None
-    return dict(job.values() if job else displayed_settings(said))

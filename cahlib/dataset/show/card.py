@@ -12,7 +12,12 @@ from typing import Any
 from cahlib.core.records import Stage
 from cahlib.core.wording import plural
 from cahlib.dataset.show.loading import loading_examples
-from cahlib.dataset.show.summary import Summary, percentage, published_settings
+from cahlib.dataset.show.summary import (
+    Summary,
+    percentage,
+    published_cascade,
+    published_settings,
+)
 
 #: Bounds of the hub's size classes: https://huggingface.co/docs/hub/datasets-cards
 _SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
@@ -50,6 +55,8 @@ def _parts(found: Summary, name: str, job_values: Mapping[str, Any]) -> Iterator
         if models
         else "No model has judged whether text and image match."
     )
+    if cascade := published_cascade(job_values):
+        kept += f" Further models dropped what they found less similar: {_cell(cascade)}."
     yield (
         f"{plural(found.pairs, 'image–text pair')} from {plural(found.shards, 'shard')} of "
         f"{found.source}, found by cahlib. {kept} [report.html](report.html) has the charts.\n"

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cahlib.dataset import description
-from cahlib.dataset.description import find_description, write_description
+from cahlib.dataset.description import displayed_settings, find_description, write_description
 from cahlib.dataset.layout import CURRENT_LAYOUT
 from cahlib.dataset.maintain.numbering import number_tars
 from cahlib.dataset.show.card import render_card
@@ -23,11 +23,13 @@ from cahlib.dataset.tar_index import TAR_CARD_FILE, write_tar_index
 def write_pages(place: str | Path, job_values: Mapping[str, Any]) -> None:
     """Write the pages of the dataset at a place; ``job_values`` are those of `Job.values`.
 
-    Nobody else may write to it meanwhile. The tars of a folder that is not uploaded are numbered
-    first.
+    What they lack is taken from the dataset's own description, as a copy has no job. Nobody else
+    may write to it meanwhile. The tars of a folder that is not uploaded are numbered first.
     """
     if isinstance(place, Path) and "://" not in str(job_values.get("output")):
         number_tars(place)
+    said = find_description(place)
+    job_values = {**(displayed_settings(said) if said else {}), **job_values}
     found, there, name = summarize(place), files_at(place), PurePath(place).name
     pages = {
         "report.html": render_report(found, name, job_values),
@@ -38,7 +40,7 @@ def write_pages(place: str | Path, job_values: Mapping[str, Any]) -> None:
         there.write(path, data)
     layout = description.layout_of(place) or CURRENT_LAYOUT
     write_tar_index(place, found.tars, found.forms, (found.scores, found.extras), layout)
-    if said := find_description(place):
+    if said:
         if found.tars:
             encoded[TAR_CARD_FILE] = there.read(TAR_CARD_FILE)
         records = {

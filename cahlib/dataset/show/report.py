@@ -14,7 +14,12 @@ from typing import Any
 
 from cahlib.core.records import Stage
 from cahlib.dataset.show.charts import BarRow, bar_rows, histogram, timeline
-from cahlib.dataset.show.summary import Summary, percentage, published_settings
+from cahlib.dataset.show.summary import (
+    Summary,
+    percentage,
+    published_cascade,
+    published_settings,
+)
 from cahlib.dataset.show.templates import page_template
 from cahlib.model.open_nsfw import NSFW_BANDS
 
@@ -37,6 +42,7 @@ def render_report(found: Summary, name: str, job_values: Mapping[str, Any]) -> s
             [(host, n, percentage(n, found.pairs)) for host, n in found.domains.items()]
         ),
         samples=found.samples,
+        cascade=published_cascade(job_values),
         settings=published_settings(job_values),
         day=_day,
         versions=sorted(found.versions.items()),

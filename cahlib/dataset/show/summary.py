@@ -237,6 +237,11 @@ def published_settings(job_values: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def published_cascade(job_values: Mapping[str, Any]) -> str:
+    """Return the further models that dropped pairs, with their thresholds; "" without any."""
+    return _text(job_values.get("cascade"))
+
+
 def percentage(part: int, whole: int) -> str:
     """Return a share in percent, with enough digits not to be zero."""
     percent = 100 * part / whole if whole else 0.0
