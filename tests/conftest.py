@@ -8,7 +8,6 @@ import contextlib
 import functools
 import gc
 import itertools
-import multiprocessing
 import os
 import shutil
 import signal
@@ -45,8 +44,6 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("tests")
 
-_ZYGOTE = pytest.StashKey[zygote.Zygote]()
-
 _connect = socket.socket.connect
 
 
@@ -71,8 +68,7 @@ def pytest_configure(config):
         providers.is_local_module_file = lambda path: False
     if hasattr(config, "workerinput"):
         isolate()
-        if "zygote" in config.workerinput:  # for its fork server
-            multiprocessing.set_executable(config.workerinput["zygote"])
+        sys.executable = forks.PYTHON
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -82,16 +78,10 @@ def pytest_xdist_setupnodes(config, specs):
         return
     folder = Path(tempfile.mkdtemp(prefix="zygote-"))
     config.add_cleanup(functools.partial(shutil.rmtree, folder))
-    config.stash[_ZYGOTE] = zygote.Zygote(folder)
-    config.add_cleanup(config.stash[_ZYGOTE].close)
+    made = zygote.Zygote(folder)
+    config.add_cleanup(made.close)
     for spec in specs:
-        spec.python = str(config.stash[_ZYGOTE].interpreter)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node):
-    if _ZYGOTE in node.config.stash:
-        node.workerinput["zygote"] = str(node.config.stash[_ZYGOTE].interpreter)
+        spec.python = str(made.interpreter)
 
 
 def pytest_collection(session):

@@ -15,7 +15,7 @@ from cahlib.dataset.maintain.verify import verify
 from cahlib.demo import world
 from cahlib.notebook.fields import FIRST_FIELDS
 from tests.world import cloud as clouds
-from tests.world import hosts, notebooks
+from tests.world import hosts, notebooks, zygote
 
 #: What belongs into cahlib, not into a cell.
 LOGIC = (
@@ -28,7 +28,7 @@ def execute(path, **more):
     """Execute a notebook in a real kernel, in place."""
     return subprocess.run(
         [
-            sys.executable,
+            zygote.interpreter(),
             "-m",
             "nbconvert",
             "--execute",

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -26,7 +27,7 @@ from cahlib.notebook.runtime import Runtime
 from cahlib.notebook.text_output import print_progress
 from cahlib.run import quote
 from tests.world import cloud as clouds
-from tests.world import judged
+from tests.world import judged, zygote
 from tests.world.jobs import LIMIT, until
 from tests.world.races import together
 
@@ -50,7 +51,7 @@ def values(web, tmp_path):
 
 
 @pytest.fixture
-def desks():
+def desks(monkeypatch):
     """Makes desks; whatever runs in the end is ended."""
     made = []
 
@@ -58,6 +59,7 @@ def desks():
         made.append(Panel(place, environment | dict(os.environ), given))
         return made[-1]
 
+    monkeypatch.setattr(sys, "executable", zygote.interpreter())
     yield make
     for desk in made:
         desk.close()

@@ -86,8 +86,12 @@ def made(folder: Path, wheel: Path, extra: str) -> Environment:
     """Make the environment of an extra; "" is the base install."""
     venv.create(folder, symlinks=True, with_pip=False)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(packages)
+    unpacked = wheel.with_name("unpacked")
+    if not unpacked.exists():  # once for all extras, so that Python compiles it once
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(unpacked)
+    for each in unpacked.iterdir():
+        (packages / each.name).symlink_to(each)
     [about] = packages.glob("cahlib-*.dist-info")
     for each in _needed(PathDistribution(about), {extra}).values():
         _link(each, packages)

@@ -26,6 +26,11 @@ from typing import IO, Any
 
 ROOT = Path(__file__).parent.parent.parent
 
+#: A Python that starts anew, as sys.executable does in the tests' own processes.
+PYTHON = sys.executable
+#: A Python that is a fork (`tests.world.zygote`), where there is one; what forks start are forks.
+interpreter = PYTHON
+
 #: What commands import when they need it.
 _LOADED = (
     "alembic.command", "cahlib.commands.check_dataset", "cahlib.dataset.maintain.verify",
@@ -34,7 +39,7 @@ _LOADED = (
     "cahlib.model.model_source", "cahlib.run.pipeline", "cahlib.run.scrapers",
     "cahlib.swarm.lifecycle", "cahlib.engine.local", "cahlib.swarm.hetzner", "cahlib.tracker.app",
     "cahlib.run.worker",
-    "pyarrow.parquet", "uvicorn",
+    "ipykernel.kernelapp", "ipywidgets", "nbconvert.nbconvertapp", "pyarrow.parquet", "uvicorn",
 )  # fmt: skip
 
 
@@ -100,7 +105,10 @@ def start(
 
     It reads nothing; its streams go where `subprocess.Popen` would have them.
     """
+    from tests.world import zygote
+
     context = _context()
+    multiprocessing.set_executable(zygote.interpreter())  # of the process that forks
     reader, writer = os.pipe() if stdout == subprocess.PIPE else (-1, -1)
     out = writer if isinstance(stdout, int) else stdout.fileno()
     err = out if isinstance(stderr, int) else stderr.fileno()
@@ -164,6 +172,8 @@ def become(line: list[str], env: dict[str, str], cwd: str) -> None:
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    sys.executable = interpreter
+    multiprocessing.set_executable(interpreter)
     paths = env.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = ["", *(path for path in paths if path not in sys.path)]
     try:

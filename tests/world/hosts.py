@@ -24,6 +24,7 @@ from pathlib import Path
 from cahlib.swarm import install
 from cahlib.swarm.ssh import Login
 from cahlib.swarm.startup import Startup
+from tests.world import forks, zygote
 
 ROOT = Path(__file__).parent.parent.parent
 SUBNET = "198.18"  # RFC 2544: for tests of devices, never on the internet
@@ -309,6 +310,8 @@ def _site(venv: Path) -> Path:
 
 @cache
 def _shared() -> str:
+    if zygote.interpreter() != forks.PYTHON:  # for all processes of the tests
+        return str(Path(forks.interpreter).parent)
     folder = tempfile.mkdtemp(prefix="cah-wheels-")
     atexit.register(shutil.rmtree, folder)
     return folder

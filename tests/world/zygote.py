@@ -1,23 +1,28 @@
 """The zygote: a process that has imported what tests need, and of which other Pythons are forks.
 
 To import torch, Dask and the rest takes 4 CPU seconds, and each of pytest-xdist's processes needs
-it twice: itself, and in its fork server (`tests.world.forks`). `Zygote` has it done once for all of
-them: its ``interpreter`` is an executable that takes the arguments of a Python (``-c CODE``), and
-is a fork of the zygote with the caller's files, environment and namespaces.
+it twice: itself, and in its fork server (`tests.world.forks`); so do runs that a notebook starts,
+kernels, and the scrapers of all of them. `Zygote` has it done once for all: its ``interpreter`` is
+an executable that takes the arguments of a Python, and is a fork of the zygote with the caller's
+files, environment and namespaces, to which it hands on the signals that it is sent.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import fcntl
+import functools
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from pathlib import Path
@@ -30,9 +35,18 @@ _MOST_FILES = 64
 
 #: Waits for a fork of the zygote; what it was started with is the fork's alone.
 _INTERPRETER = """#!{python} -IS
-import json, os, signal, socket, sys
+import os, signal, sys
 
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # the fork receives it, too
+given = sys.argv[1:]
+while given[:1] in (["-B"], ["-u"]):
+    del given[0]
+if given[:1] not in (["-c"], ["-m"]):
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+
+import json, socket
+
+handed = {{signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}}
+signal.pthread_sigmask(signal.SIG_BLOCK, handed)
 files = []
 for name in os.listdir("/proc/self/fd"):
     try:
@@ -43,11 +57,14 @@ for name in os.listdir("/proc/self/fd"):
 spaces = [os.open("/proc/self/ns/" + name, os.O_RDONLY) for name in ("net", "mnt")]
 zygote = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 zygote.connect({path!r})
-line = sys.argv[sys.argv.index("-c"):]
-told = dict(line=line, env=dict(os.environ), cwd=os.getcwd(), files=files)
+told = dict(line=given, env=dict(os.environ), cwd=os.getcwd(), files=files)
 socket.send_fds(zygote, [json.dumps(told).encode()], [*spaces, *files])
 for number in (*spaces, *files):
     os.close(number)
+fork = int(zygote.recv(20) or 0)
+for each in handed if fork else ():
+    signal.signal(each, lambda number, frame: os.kill(fork, number))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, handed)
 code = int(zygote.recv(20) or 1)
 if code < 0:
     signal.signal(-code, signal.SIG_DFL)
@@ -56,19 +73,22 @@ os._exit(code)
 """
 
 
+_SERVER = f"import sys, {__name__} as it; it.serve(int(sys.argv[1]), sys.argv[2])"
+
+
 class Zygote:
     """A zygote that ends with this process, or when it is closed."""
 
     def __init__(self, folder: Path) -> None:
         place = str(folder / "zygote")
         self.interpreter = folder / "python"
-        self.interpreter.write_text(_INTERPRETER.format(python=sys.executable, path=place))
+        self.interpreter.write_text(_INTERPRETER.format(python=forks.PYTHON, path=place))
         self.interpreter.chmod(0o700)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(place)
             listener.listen(64)
             self._process = subprocess.Popen(
-                [sys.executable, "-c", f"import {__name__} as it; it.serve({listener.fileno()})"],
+                [sys.executable, "-c", _SERVER, str(listener.fileno()), str(self.interpreter)],
                 stdin=subprocess.PIPE,
                 cwd=forks.ROOT,
                 pass_fds=[listener.fileno()],
@@ -79,8 +99,24 @@ class Zygote:
         self._process.communicate()
 
 
-def serve(number: int) -> None:
+@functools.cache
+def interpreter() -> str:
+    """Return a Python whose start costs nothing: a fork that has imported what cahlib needs.
+
+    What is measured by coverage starts anew.
+    """
+    if forks.interpreter == forks.PYTHON and "coverage" not in sys.modules:
+        folder = Path(tempfile.mkdtemp(prefix="zygote-"))
+        atexit.register(shutil.rmtree, folder)
+        made = Zygote(folder)
+        atexit.register(made.close)
+        forks.interpreter = str(made.interpreter)
+    return forks.interpreter
+
+
+def serve(number: int, interpreter: str) -> None:
     """Fork for whoever connects to this listener, until standard input ends."""
+    forks.interpreter = interpreter
     forks.load()
     listener = socket.socket(fileno=number)
     woken, wakes = os.pipe()
@@ -97,8 +133,10 @@ def serve(number: int) -> None:
         if listener in ready:
             _fork(listener.accept()[0], (listener.fileno(), woken, wakes), children)
         for pid, caller in children.items():
-            if caller in ready:  # it was killed
-                os.kill(pid, signal.SIGKILL)
+            if caller in ready:  # it was killed, maybe with its group, in which the fork is not
+                for kill in (os.killpg, os.kill):
+                    with contextlib.suppress(ProcessLookupError):
+                        kill(pid, signal.SIGKILL)
         with contextlib.suppress(BlockingIOError):
             os.read(woken, 1024)
         while children and (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -108,11 +146,16 @@ def serve(number: int) -> None:
 
 def _fork(caller: socket.socket, own: tuple[int, ...], children: dict[int, socket.socket]) -> None:
     data, given, _, _ = socket.recv_fds(caller, 1 << 20, _MOST_FILES)
+    if not data:  # it was killed before it had said what it is
+        caller.close()
+        return
     if (pid := os.fork()) == 0:
         for number in (*own, caller.fileno(), *(each.fileno() for each in children.values())):
             os.close(number)
         _be(json.loads(data), given)
     children[pid] = caller
+    with contextlib.suppress(OSError):  # it was killed meanwhile
+        caller.send(str(pid).encode())
     for number in given:
         os.close(number)
 
@@ -123,6 +166,7 @@ def _be(told: dict[str, Any], given: list[int]) -> None:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()  # each signal comes to it once, from its caller
         _enter(given[:2])
         top = 1 + max(told["files"])
         kept = [fcntl.fcntl(number, fcntl.F_DUPFD, top) for number in given[2:]]
@@ -135,6 +179,11 @@ def _be(told: dict[str, Any], given: list[int]) -> None:
         code = 0
     except SystemExit as exit:
         code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+        if isinstance(exit.code, str):
+            print(exit.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        code = -signal.SIGINT
+        traceback.print_exc()
     except BaseException:  # noqa: BLE001 - printed, as at any end
         traceback.print_exc()
     finally:
@@ -142,6 +191,9 @@ def _be(told: dict[str, Any], given: list[int]) -> None:
             threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as at any end
             sys.stdout.flush()
             sys.stderr.flush()
+        if code == -signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
         os._exit(code)
 
 
