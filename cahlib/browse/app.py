@@ -120,10 +120,8 @@ class Browser:
 
     def items(self, rows: list[int]) -> list[dict[str, Any]]:
         """Return what cards show of rows."""
-        return [
-            self._item(number, row)
-            for number, row in zip(rows, self.dataset.read(rows), strict=True)
-        ]
+        read = self.dataset.read(rows, [*_CARD, *self.dataset.scores])
+        return [self._item(number, row) for number, row in zip(rows, read, strict=True)]
 
     def pair(self, row: int) -> dict[str, Any]:
         """Return all columns of a row."""

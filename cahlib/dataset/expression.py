@@ -70,6 +70,8 @@ class Evaluator:
 
     def __init__(self, columns: Mapping[str, pa.DataType], *, seconds: float | None = None) -> None:
         self._columns, self.seconds, self._lock = columns, seconds, threading.Lock()
+        self._checked = dict[str, tuple[str, ...]]()  #: columns of expressions that are allowed
+        self._known_types = dict[str, str]()
         # of WIDTH and width, Width is the first one
         self._by_lower = {name.lower(): name for name in reversed([*columns])}
         self._duckdb = duckdb.connect(":memory:", config=_SETTINGS)
@@ -86,6 +88,8 @@ class Evaluator:
 
         Raise ConfigError, which begins with ``option``, if it may not be evaluated.
         """
+        if expression in self._checked:
+            return [*self._checked[expression]]
         names = dict[str, None]()
         for part in self._parsed(expression, option):
             kind = part["class"]
@@ -107,14 +111,18 @@ class Evaluator:
                 f"{option}: {shortened(expression)} names both {' and '.join(alike)}, which SQL "
                 "does not tell apart; name one of them."
             )
+        self._checked[expression] = (*names,)
         return [*names]
 
     def type_of(self, expression: str, option: str) -> str:
         """Return the SQL type of an expression; raise as `columns_of` does."""
         names = self.columns_of(expression, option) or [*self._columns][:1]
+        if expression in self._known_types:
+            return self._known_types[expression]
         empty = pa.schema([(name, self._columns[name]) for name in names]).empty_table()
         with self._evaluated(expression, empty, option) as found:
-            return str(found.types[0])
+            self._known_types[expression] = str(found.types[0])
+            return self._known_types[expression]
 
     def values(self, expression: str, table: pa.Table, option: str) -> pa.ChunkedArray:
         """Return the value of an expression for each row of a table; raise as `columns_of` does."""

@@ -125,7 +125,11 @@ class PairQuery:
         names = self._sql.columns_of(expression, option) or ["position"]
         found = []
         for number in range(len(self._batches)):
-            table = pa.table({name: self._column(number, name) for name in names})
+            read = self._lacking(number, names)
+            columns = {
+                name: read[name] if name in read else self._column(number, name) for name in names
+            }
+            table = pa.table(columns)
             found += self._sql.values(expression, table, option).chunks
         return pa.chunked_array(found) if found else pa.chunked_array([[]])
 
@@ -148,20 +152,36 @@ class PairQuery:
                 f"{option}: {shortened(expression)} is not a number but of type {kind}; numbers "
                 f"are {', '.join(self.number_columns())}."
             )
-        values = self.evaluate(f"CAST((\n{expression}\n) AS DOUBLE)", option)
+        if self.rows and (name := self._number(expression)):
+            values = pc.cast(self._whole(name), pa.float64(), safe=False)
+        else:
+            values = self.evaluate(f"CAST((\n{expression}\n) AS DOUBLE)", option)
         return np.asarray(values.to_numpy(), np.float64)
 
     def texts(self, expression: str, option: str = "per") -> pa.DictionaryArray:
         """Return the value of an expression for each row as text; null is ""."""
         self.type_of(expression, option)
+        name = self._name(expression)
+        if self.rows and (name in _TEXTS or self._types.get(name) == pa.string()):
+            found = self._whole(name).dictionary_encode().unify_dictionaries().combine_chunks()
+            return _without_nulls(found)
         values = self.evaluate(f"coalesce(CAST((\n{expression}\n) AS VARCHAR), '')", option)
         return pa.chunked_array(values, pa.string()).dictionary_encode().combine_chunks()
 
     def order(
         self, by: str, rows: NDArray[np.int64], *, descending: bool = True
     ) -> NDArray[np.int64]:
-        """Return these rows ordered by an expression, equal ones by row; null is last."""
-        keys = self.evaluate(by, "by").take(pa.array(rows))
+        """Return these ascending rows ordered by an expression, equal ones by row; null is last."""
+        name = self._number(by)
+        keys = self._whole(name) if name and self.rows else self.evaluate(by, "by")
+        if pa.types.is_floating(keys.type) or (
+            pa.types.is_integer(keys.type) and not keys.null_count
+        ):  # a tenth of the time that Arrow takes for two keys
+            values = keys.to_numpy()[rows]
+            if descending:
+                values = -values if pa.types.is_floating(keys.type) else ~values
+            return np.asarray(rows[np.argsort(values, kind="stable")])
+        keys = keys.take(pa.array(rows))
         order = pc.sort_indices(
             pa.table({"key": keys, "row": rows}),
             sort_keys=[("key", "descending" if descending else "ascending"), ("row", "ascending")],
@@ -233,7 +253,7 @@ class PairQuery:
         return [{} for _ in positions] if table is None else table.to_pylist()
 
     def _table(self, part: ShardRows, columns: Sequence[str] | None) -> pa.Table | None:
-        def read(file: BinaryIO) -> pa.Table:
+        def read(file: Path | BinaryIO) -> pa.Table:
             table = read_metadata(file, columns)
             if table.num_columns and table.num_rows != part.rows:
                 raise ValueError(f"it has {table.num_rows} rows instead of {part.rows}")
@@ -241,11 +261,14 @@ class PairQuery:
 
         return self._attempt(part, read)
 
-    def _attempt(self, part: ShardRows, read: Callable[[BinaryIO], _T]) -> _T | None:
+    def _attempt(self, part: ShardRows, read: Callable[[Path | BinaryIO], _T]) -> _T | None:
         """Return what is read from a shard's metadata, or None if it may be skipped."""
         path = part_path("metadata", part.shard)
         try:
-            with files_at(part.place).open(path) as file:
+            there = files_at(part.place)
+            if there.folder and (there.folder / path).is_file():
+                return read(there.folder / path)  # by Arrow itself, without Python between
+            with there.open(path) as file:
                 return read(file)
         except (ValueError, OSError, UnreadableFile) as error:
             if not self._skip:
@@ -262,38 +285,86 @@ class PairQuery:
             return self._cache[number, name]
         parts = self._batches[number]
         if name in self._types:
-            found = pa.chunked_array([*self._chunks(parts, name)], self._types[name])
-        elif name == "host":
+            return self._read(number, [name])[name]
+        if name == "host":
             found = self._hosts(number)
         elif name == "domain":
             hosts = self._hosts(number).combine_chunks()
-            known = [
-                registered_domain(each) if each else each for each in hosts.dictionary.to_pylist()
-            ]
-            found = pa.chunked_array([pa.DictionaryArray.from_arrays(hosts.indices, known)])
+            known = pa.array(
+                [registered_domain(each) if each else each for each in hosts.dictionary.to_pylist()]
+            ).dictionary_encode()  # many hosts have the same
+            indices = known.indices.take(hosts.indices)
+            found = pa.chunked_array([pa.DictionaryArray.from_arrays(indices, known.dictionary)])
         elif name == "shard":
             found = pa.chunked_array([pa.repeat(part.shard, part.rows) for part in parts])
         else:
             found = pa.chunked_array([np.arange(part.rows) for part in parts])
-        if sum(each.nbytes for each in self._cache.values()) + found.nbytes <= _CACHE:
-            self._cache[number, name] = found
+        self._keep(number, name, found)
         return found
+
+    def _keep(self, number: int, name: str, column: pa.ChunkedArray) -> None:
+        if sum(each.nbytes for each in self._cache.values()) + column.nbytes <= _CACHE:
+            self._cache[number, name] = column
+
+    def _name(self, expression: str) -> str:
+        """Return the column that an expression is, or ""."""
+        plain = expression[1:-1].replace('""', '"') if expression[:1] == '"' else expression
+        is_column = plain in self.columns and expression in (plain, self.quoted(plain))
+        return plain if is_column else ""
+
+    def _number(self, expression: str) -> str:
+        """Return the column of numbers that an expression is, or ""."""
+        name = self._name(expression)
+        return name if name in self.number_columns() else ""
+
+    def _whole(self, name: str) -> pa.ChunkedArray:
+        """Return a column for all rows."""
+        batches = (self._column(number, name) for number in range(len(self._batches)))
+        return pa.chunked_array([chunk for each in batches for chunk in each.chunks])
+
+    def _lacking(self, number: int, names: Iterable[str]) -> dict[str, pa.ChunkedArray]:
+        """Read those of some columns that are not kept, together: each file is opened once."""
+        lacking = [
+            name for name in names if name in self._types and (number, name) not in self._cache
+        ]
+        return self._read(number, lacking) if lacking else {}
+
+    def _read(self, number: int, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+        """Return stored columns of a batch of shards."""
+        chunks: dict[str, list[pa.Array]] = {name: [] for name in names}
+        for part in self._batches[number]:
+            table = self._table(part, names)
+            for name, found in chunks.items():
+                kind = self._types[name]
+                if table is None or name not in table.column_names:  # unreadable, or without it
+                    found.append(pa.nulls(part.rows, kind))
+                else:
+                    found += table[name].cast(kind).chunks
+        read = {name: pa.chunked_array(each, self._types[name]) for name, each in chunks.items()}
+        for name, column in read.items():
+            self._keep(number, name, column)
+        return read
 
     def _hosts(self, number: int) -> pa.ChunkedArray:
         urls = pa.table({"URL": self._column(number, "URL")})
         return self._sql.values(f"coalesce({HOST_OF_URL}, '')", urls, "host").dictionary_encode()
 
-    def _chunks(self, parts: Sequence[ShardRows], name: str) -> Iterator[pa.Array]:
-        kind = self._types[name]
-        for part in parts:
-            table = self._table(part, [name])
-            if table is None or not table.num_columns:  # unreadable, or without that column
-                yield pa.nulls(part.rows, kind)
-            else:
-                yield from table[name].cast(kind).chunks
-
 
 _NONE = np.zeros(0, bool)
+
+#: Computed columns of texts, which are dictionaries.
+_TEXTS = ("host", "domain")
+
+
+def _without_nulls(found: pa.DictionaryArray) -> pa.DictionaryArray:
+    """Return texts with "" in place of null."""
+    if not found.null_count:
+        return found
+    texts = found.dictionary.to_pylist()
+    if "" not in texts:
+        texts.append("")
+    codes = pc.fill_null(found.indices, texts.index(""))
+    return pa.DictionaryArray.from_arrays(codes, pa.array(texts, pa.string()))
 
 
 def _batches(parts: Sequence[ShardRows]) -> Iterator[list[ShardRows]]:

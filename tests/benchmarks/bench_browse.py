@@ -1,11 +1,15 @@
 """How soon `cah browse` shows a large dataset, and how fast it searches, sorts and filters.
 
-    python -m tests.benchmarks.bench_browse [--pairs 1000000]
+    python -m tests.benchmarks.bench_browse [--pairs 1000000] [--indexed 200000]
 
 The dataset has shards of 3,000 pairs with vectors of 512 numbers, but no pictures. Given are, as a
 browser awaits them: seconds until the address is served, until the first page is complete, for the
 first search (which copies the vectors) and in the median for further ones with their pairs, for
 sorting and filtering all pairs, for a histogram, and the memory beside the mapped files.
+
+Then an index is made for a dataset of its own (`cah browse --index`), whose vectors lie around some
+thousand directions: seconds for that, and how many of the ten nearest that brute force finds are
+found by it too.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cahlib.browse.browsed import BrowsedDataset
 from cahlib.browse.server import BrowseSettings, open_browser, serving_page
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifest
@@ -36,8 +41,11 @@ from tests.world import judged
 _WIDTH = 512
 
 
-def make(folder: Path, pairs: int, each: int) -> None:
-    """Write a dataset of so many pairs: one shard by the real writer, the others like it."""
+def make(folder: Path, pairs: int, each: int, *, directions: int = 0) -> None:
+    """Write a dataset of so many pairs: one shard by the real writer, the others like it.
+
+    The vectors lie around some directions, or anywhere.
+    """
     made = [judged.judged(number, similarity=0.3, format="png") for number in range(20)]
     judged.write_these(folder, made, shard="s-00000", spec=judged.with_forms("embeddings"))
     manifest = read_manifest(folder, "s-00000")
@@ -55,6 +63,9 @@ def make(folder: Path, pairs: int, each: int) -> None:
         paths = {form: part_path(form, shard) for form in ("metadata", "img_emb")}
         pq.write_table(rows, folder / paths["metadata"], row_group_size=1000, compression="zstd")
         vectors = chance.standard_normal((count, _WIDTH), np.float32)
+        if directions:
+            centres = np.random.default_rng(1).standard_normal((directions, _WIDTH), np.float32)
+            vectors += centres[chance.integers(0, directions, count)]
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         np.save(folder / paths["img_emb"], vectors.astype("<f2"))
         files = {
@@ -96,9 +107,33 @@ def look(folder: str, searches: int) -> Found:
     return found
 
 
+def index(folder: str, searches: int) -> Found:
+    """Make an index, search with and without it, and return how long and how well that went."""
+    dataset = BrowsedDataset(folder)
+    start, cpu = time.perf_counter(), time.process_time()
+    dataset.make_index(lambda _: None)
+    found: Found = {
+        "made": time.perf_counter() - start,
+        "made_cpu": time.process_time() - cpu,
+    }
+    whole = np.concatenate([block for _, block in dataset.vectors.blocks()])
+    rows = np.random.default_rng(2).integers(0, len(dataset), searches).tolist()
+    hits, seconds = 0, list[float]()
+    for row in rows:
+        start = time.perf_counter()
+        near, _ = dataset.nearest.nearest(whole[row], 10)
+        seconds.append(time.perf_counter() - start)
+        hits += len({*near.tolist()} & {*np.argsort(-(whole @ whole[row]))[:10].tolist()})
+    found["search"], found["recall"] = median(seconds), hits / (10 * searches)
+    return found
+
+
 def main(arguments: Sequence[str] = ()) -> None:
     """Print the figures of each size."""
-    made = parser(__doc__, arguments, pairs=(1_000_000, 60), each=(3_000, 40), searches=(9, 1))
+    made = parser(
+        __doc__, arguments, pairs=(1_000_000, 60), each=(3_000, 40), searches=(9, 1),
+        indexed=(200_000, 120),
+    )  # fmt: skip
     chosen = made.parse_args(arguments)
     for pairs in sorted({max(chosen.pairs // 10, 1), chosen.pairs}):
         folder = kept(
@@ -109,6 +144,21 @@ def main(arguments: Sequence[str] = ()) -> None:
         print(f"{pairs:,} pairs:", ", ".join(f"{name} {each:.3f}" for name, each in named.items()))
         ms = {name: 1000 * each for name, each in named.items() if name != "gib"}
         note(f"browse-{pairs}", gib=named["gib"], **ms)
+    if chosen.indexed:
+        folder = kept(
+            chosen.inputs / f"indexed-{chosen.indexed}",
+            lambda path: make(path, chosen.indexed, chosen.each, directions=1000),
+        )
+        found = apart(index, str(folder), 10 * chosen.searches, small=chosen.small)
+        print(
+            f"index of {chosen.indexed:,} pairs: made in {found['made']:.1f} s, "
+            f"{found['made_cpu']:.1f} CPU s, search {found['search']:.3f} s, "
+            f"recall of the ten nearest {found['recall']:.3f}"
+        )
+        note(
+            "browse-index", made=found["made"], search=1000 * found["search"],
+            recall=100 * found["recall"],
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

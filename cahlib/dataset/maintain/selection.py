@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -158,15 +157,15 @@ def select_pairs(pairs: PairQuery, rule: SelectionRule) -> Selection:
         if most < 1:
             raise ConfigError(f"max-per: {most} pairs for {name} is not 1 or more.")
         codes = np.asarray(pairs.texts(pairs.quoted(name), "max-per").indices)
-        stays = _limited(stays, best, codes, {code: most for code in np.unique(codes).tolist()})
+        stays = _limited(stays, best, codes, np.full(codes.max(initial=-1) + 1, most))
         steps.append((f"at most {most:,} for each {name}", int(stays.sum())))
     if share:
         stays = stays & np.isfinite(values)
         codes = np.zeros(pairs.rows, np.int64)
         if rule.per:
             codes = np.asarray(pairs.texts(pairs.quoted(rule.per), "per").indices)
-        kept, counts = np.unique(codes[stays], return_counts=True)
-        most_of = dict(zip(kept.tolist(), map(share, counts.tolist()), strict=True))
+        counts = np.bincount(codes[stays])
+        most_of = np.array([share(each) for each in counts.tolist()], np.int64)
         stays = _limited(stays, best, codes, most_of)
         each = f" for each {rule.per}" * bool(rule.per)
         steps.append((f"top {rule.top} by {rule.by}{each}", int(stays.sum())))
@@ -187,16 +186,16 @@ def _limited(
     stays: NDArray[np.bool_],
     best: NDArray[np.int64],
     codes: NDArray[Any],
-    most_of: Mapping[int, int],
+    most_of: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
     """Keep the first pairs of each group, as many as it may have; ``best`` is their order."""
     rows = best[stays[best]]
     rows = rows[np.argsort(codes[rows], kind="stable")]
-    groups, starts, counts = np.unique(codes[rows], return_index=True, return_counts=True)
-    rank = np.arange(len(rows)) - np.repeat(starts, counts)
-    most = np.repeat(np.array([most_of[code] for code in groups.tolist()], np.int64), counts)
+    groups = codes[rows]
+    starts = np.cumsum(np.bincount(groups, minlength=len(most_of))) if len(rows) else most_of
+    rank = np.arange(len(rows)) - np.concatenate([[0], starts])[groups]
     left = np.zeros_like(stays)
-    left[rows[rank < most]] = True
+    left[rows[rank < most_of[groups]]] = True
     return left
 
 
