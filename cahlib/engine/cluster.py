@@ -8,8 +8,8 @@ from __future__ import annotations
 import ssl
 import time
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from cahlib.engine.certificates import Certificates
 from cahlib.engine.message_limits import limit_messages
 from cahlib.engine.peers import is_worker_of as is_worker_of
 from cahlib.engine.quarantine import FAULT_METRIC
+from cahlib.engine.transfer import CONNECTION_ERRORS
 from cahlib.engine.wire import printable
 from cahlib.engine.worker import SlotPlugin
 
@@ -103,7 +104,7 @@ def connect(reach: ClusterAddress, timeout: float) -> Client:
             direct_to_workers=True,
             set_as_default=False,
         )
-    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+    except (OSError, TimeoutError, ValueError, RuntimeError, TypeError) as error:
         raise RunError(
             f"no Dask cluster answers at {reach.address} ({error}); is it running, and do the "
             "certificates belong to it?"
@@ -111,6 +112,21 @@ def connect(reach: ClusterAddress, timeout: float) -> Client:
     for topic in ("print", "warn"):  # workers could write into the user's terminal
         client.unsubscribe_topic(topic)
     return client
+
+
+@contextmanager
+def closed_on_error(client: Client, reach: ClusterAddress) -> Iterator[None]:
+    """Close a new client on an error; raise RunError if the cluster has stopped answering."""
+    try:
+        yield
+    except BaseException as error:
+        client.close(timeout=5)
+        if isinstance(error, CONNECTION_ERRORS):
+            raise RunError(
+                f"{reach.address} has stopped answering ({error}); check that it is running, then "
+                "run the same command again."
+            ) from error
+        raise
 
 
 def list_workers(client: Client) -> dict[str, WorkerInfo]:

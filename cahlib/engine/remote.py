@@ -46,6 +46,7 @@ _MAX_ATTEMPTS = 5
 
 _CLOSE_TIMEOUT = 5  #: seconds for each step of leaving a cluster
 
+_CLOSE_TIMEOUT = 5  #: seconds for each step of leaving a cluster
 #: Seconds in which at least one of the machines must be repaired if all fail.
 _REPAIR_TIMEOUT, _FIX = 180.0, "Fix that, then run the same command again; finished work is kept."
 
@@ -76,11 +77,8 @@ class RemoteEngine:
         self._file_sync = FileSync(address, self._closing.is_set)
         self._pulls = ThreadPoolExecutor(MAX_PULLS, thread_name_prefix="pull")
         self._client = connect(address)
-        try:
+        with cluster.closed_on_error(self._client, address):
             self._prepare_client()
-        except BaseException:
-            self._client.close(timeout=5)
-            raise
         self._answered, self._counted = time.monotonic(), 0.0  #: at its last answer; of its slots
         self._watcher.start()
 

@@ -23,10 +23,11 @@ from cahlib.core.retry import wait_until
 from cahlib.core.secret_store import run_name, run_name_file, secret_path
 from cahlib.core.wording import verb
 from cahlib.engine.cluster import ClusterAddress
-from cahlib.engine.remote import RemoteEngine, remote_engine
+from cahlib.engine.remote import RemoteEngine
 from cahlib.engine.ticket import issue_ticket
 from cahlib.swarm import install, ssh, status
 from cahlib.swarm.billing import Billing
+from cahlib.swarm.connection import joined_engine
 from cahlib.swarm.firewall import Firewall
 from cahlib.swarm.health import HealthMonitor, HealthRules, monitored
 from cahlib.swarm.keys import SwarmKeys
@@ -44,8 +45,8 @@ from cahlib.swarm.provisioning import Provisioner, delete_labelled, leftover_mes
 from cahlib.swarm.startup import Startup, start_head, start_others
 from cahlib.swarm.watchdog import WatchdogConfig
 
-#: Seconds in which workers must join, and in which finished parcels are fetched at the end.
-_JOIN_TIMEOUT, _DRAIN_TIMEOUT = 60, 120
+#: Seconds in which finished parcels are fetched at the end.
+_DRAIN_TIMEOUT = 120
 
 #: Seconds in which logs are copied here before their servers are deleted.
 _LOGS_TIMEOUT = 20.0
@@ -97,9 +98,10 @@ def swarm_engine(
         head = start_head(provisioner, startup, login_of, report=report)
         with (
             _cost_limited(provisioner, keys, config, report),
-            remote_engine(_cluster_address(head, keys), folder) as engine,
+            joined_engine(
+                _cluster_address(head, keys), folder, startup, provisioner, report=report
+            ) as engine,
         ):
-            _await_workers(engine, startup.up(), report)
             monitor.attach(engine)
             watch = HealthMonitor(
                 provisioner, engine, firewall, startup, report=report, rules=config.rules
@@ -160,9 +162,9 @@ def create_swarm(
     send_heartbeat(
         provisioner.accounts, provisioner.labels, 0
     )  # from now on nobody works with them
-    up = startup.up()
-    with remote_engine(_cluster_address(head, keys), config.state) as engine:
-        _await_workers(engine, up, report)
+    address = _cluster_address(head, keys)
+    with joined_engine(address, config.state, startup, provisioner, report=report):
+        up = startup.up()
     found = [login_of(each) for each in provisioner.servers() if each.name in up]
     return sorted(found, key=lambda each: each != head)
 
@@ -306,17 +308,6 @@ def _make_startup(
             login, package, head=head, networks_for=firewall.allow_driver, step=step
         )
     )
-
-
-def _await_workers(
-    engine: RemoteEngine, names: Sequence[str], report: Callable[[str], None]
-) -> None:
-    """Wait for the workers of nodes; raise RunError if none joins."""
-    missing = engine.await_nodes(names, timeout=_JOIN_TIMEOUT)
-    if len(missing) == len(names):
-        raise RunError("no worker joined the swarm; see `cah swarm logs` or run/swarm/logs.")
-    if missing:
-        report(f"{', '.join(sorted(missing))}: no worker has joined; continuing without.")
 
 
 def _login(server: Server, keys: SwarmKeys) -> ssh.Login:

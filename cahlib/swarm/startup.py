@@ -154,7 +154,7 @@ def start_others(
     """Wait until all servers are nodes; those that do not come up are replaced, or dropped."""
     for left in reversed(range(_MAX_ROUNDS)):
         while not startup.wait(timeout=_POLL_INTERVAL):
-            _check_wanted(provisioner)
+            check_wanted(provisioner)
         failed = startup.errors()
         if not failed:
             return
@@ -168,7 +168,7 @@ def _is_head_up(provisioner: Provisioner, startup: Startup, head: str, late: flo
     """Wait for the head; return whether it is up, or False if it failed or is late."""
     first: float | None = None  #: when another node was up
     while not startup.wait([head], timeout=_POLL_INTERVAL):
-        _check_wanted(provisioner)
+        check_wanted(provisioner)
         if startup.up():
             first = first or time.monotonic()
             if time.monotonic() > first + late:
@@ -176,7 +176,7 @@ def _is_head_up(provisioner: Provisioner, startup: Startup, head: str, late: flo
     if head in startup.up():
         return True
     while not startup.up() and not startup.wait(timeout=_POLL_INTERVAL):
-        _check_wanted(provisioner)
+        check_wanted(provisioner)
     return False
 
 
@@ -229,7 +229,7 @@ def _comparable(text: str, *names: str) -> str:
     return re.sub(r"[0-9a-f]{8,}|\d+", "", last)
 
 
-def _check_wanted(provisioner: Provisioner) -> None:
+def check_wanted(provisioner: Provisioner) -> None:
     """Raise Stopped if the servers are no longer wanted, or somebody else deleted them."""
     if provisioner.stop.is_set():
         raise Stopped(

@@ -318,3 +318,16 @@ def test_what_is_finished_is_taken_before_an_engine_that_was_given_up_says_so(tm
         assert scrapers.take(timeout=jobs.LIMIT) == ("double", 42)
         with pytest.raises(RunError, match="no server is left"):
             scrapers.take(timeout=0.1)
+
+
+def test_a_cluster_that_goes_while_it_is_asked_for_the_first_time_is_named(tmp_path):
+    with within(workers=0) as there:
+
+        def connect_and_lose(address):
+            client = connect(address, 5)
+            client.close()
+            return client
+
+        address = ClusterAddress(address=there.scheduler_address)
+        with pytest.raises(RunError, match=f"{address.address} has stopped answering"):
+            RemoteEngine(address, tmp_path, connect_and_lose)
