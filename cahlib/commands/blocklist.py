@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         help="make a list from the shards of datasets",
         example="cah blocklist build demo-dataset --output failed-domains.txt",
     )
-    build.add_argument("datasets", metavar="DATASET", nargs="+", help="folders or URLs of datasets")
+    build.add_dataset("folders or URLs of datasets", dest="datasets", nargs="+")
     build.add_argument(
         "--output", default="failed-domains.txt", metavar="FILE", help="list to write"
     )
@@ -46,16 +46,17 @@ def add(commands: Any) -> None:
 
 
 def _build(chosen: argparse.Namespace) -> int:
-    from cahlib.dataset.manifest import read_manifests
+    from cahlib.dataset.manifest import no_dataset_error, read_manifests
 
     silent, answered, shards = Counter[str](), set[str](), 0
     for dataset in chosen.datasets:
-        for sealed in read_manifests(dataset):
+        before = shards
+        for manifest in read_manifests(dataset):
             shards += 1
-            silent.update(sealed.silent)
-            answered.update(sealed.domains)
-    if not shards:
-        raise ConfigError(f"{', '.join(chosen.datasets)}: there is no shard's manifest in shards/.")
+            silent.update(manifest.silent)
+            answered.update(manifest.domains)
+        if shards == before:
+            raise no_dataset_error(dataset)
     listed = sorted(
         domain
         for domain, number in silent.items()

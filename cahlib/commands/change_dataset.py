@@ -204,14 +204,16 @@ def _print_found(chosen: argparse.Namespace, found: Duplicates) -> None:
 
 def dataset_folder(dataset: str) -> Path:
     """Return the folder of a dataset; raise ConfigError if it is not on this machine."""
-    if "://" in dataset:
-        raise ConfigError(
-            f"{dataset} is a URL, and a dataset is changed on the machine that has its folder; "
-            "download it first, or change it where its run was, which uploads the change."
-        )
-    if not Path(dataset).is_dir():
-        raise ConfigError(f"{dataset} is not a folder on this machine; check the path.")
-    return Path(dataset)
+    from cahlib.dataset.storage.files import files_at
+
+    if "://" not in dataset:
+        return Path(dataset)
+    if (there := files_at(dataset)).folder:
+        return there.folder
+    raise ConfigError(
+        f"{there.place} is a URL, and a dataset is changed on the machine that has its folder; "
+        "download it first, or change it where its run was, which uploads the change."
+    )
 
 
 def print_changes(changes: Iterable[ShardChange]) -> tuple[int, int, int]:

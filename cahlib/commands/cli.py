@@ -81,7 +81,7 @@ COMMAND_GROUPS = {
 
 def _epilog() -> str:
     codes = (
-        textwrap.fill(f"{code:<5}{what}", initial_indent="  ", subsequent_indent=" " * 7)
+        textwrap.fill(f"{code:<5}{what}", 58, initial_indent="  ", subsequent_indent=" " * 7)
         for code, what in EXIT_CODES.items()
     )
     listed = "\n".join(codes)
@@ -132,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _done(chosen: argparse.Namespace) -> int:
     """Run a command, print its error, and return its exit code."""
     try:
+        _require_places(chosen)
         told = read_environment()
         with _logged(chosen), _reminded(chosen, told.get("HCLOUD_TOKEN", "")):
             return _act(chosen)
@@ -147,6 +148,17 @@ def _act(chosen: argparse.Namespace) -> int:
         return int(chosen.act(chosen))
     except ModuleNotFoundError as error:
         raise missing_library_error(error, getattr(chosen, "extra", "")) from error
+
+
+def _require_places(chosen: argparse.Namespace) -> None:
+    """Raise ConfigError if a dataset that a command names cannot be where it says."""
+    if not hasattr(chosen, "dataset_argument"):
+        return
+    from cahlib.dataset.manifest import require_place
+
+    named = getattr(chosen, chosen.dataset_argument)
+    for each in [named] if isinstance(named, str) else named:
+        require_place(each)
 
 
 def _logged(chosen: argparse.Namespace) -> AbstractContextManager[None]:

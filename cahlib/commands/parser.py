@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
+from itertools import groupby
 from typing import Any, NoReturn
 
 from cahlib.core.config import FORMER_NAMES, settings
@@ -33,9 +35,12 @@ class Parser(argparse.ArgumentParser):
             "-q", "--quiet", action="store_true", help="print results and errors only"
         )
 
-    def add_dataset(self, what: str = "folder or URL of a dataset") -> None:
-        """Add the argument DATASET."""
-        self.add_argument("dataset", metavar="DATASET", help=what)
+    def add_dataset(
+        self, what: str = "folder or URL of a dataset", *, dest: str = "dataset", nargs: Any = None
+    ) -> None:
+        """Add the argument DATASET, whose place is checked before the command does anything."""
+        self.add_argument(dest, metavar="DATASET", help=what, nargs=nargs)
+        self.set_defaults(dataset_argument=dest)
 
     def add_json(self) -> None:
         """Add `--json`."""
@@ -152,8 +157,23 @@ def typed_settings(chosen: argparse.Namespace) -> dict[str, str]:
     return given | {name: ",".join(each) for name, each in given.items() if isinstance(each, list)}
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Lists commands by groups, and leaves room for the longest, whose indent argparse forgets."""
+class _Formatter(argparse.HelpFormatter):
+    """Wraps texts without breaking words, keeps indented lines, and lists commands by groups.
+
+    It leaves room for the longest command, whose indent argparse forgets.
+    """
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return _wrapped(text, width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        blocks = groupby(text.splitlines(), lambda line: not line or line.startswith(" "))
+        lines = (
+            line
+            for kept, block in blocks
+            for line in (block if kept else _wrapped(" ".join(block), width))
+        )
+        return "\n".join(indent + line for line in lines)
 
     def add_argument(self, action: argparse.Action) -> None:
         super().add_argument(action)
@@ -181,6 +201,20 @@ class _HelpAll(argparse.Action):
         assert isinstance(parser, Parser)
         print(parser.format_full_help(), end="")
         parser.exit()
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Return a text as lines; a word that is longer than a line is broken after commas and bars."""
+    lines = [""]
+    for word in text.split():
+        pieces = [word] if len(word) <= width else re.findall(r"[^,|]+[,|]*|[,|]+", word)
+        for number, piece in enumerate(pieces):
+            gap = " " if lines[-1] and not number else ""
+            if lines[-1] and len(lines[-1]) + len(gap) + len(piece) > width:
+                lines.append(piece)
+            else:
+                lines[-1] += gap + piece
+    return lines
 
 
 def _shown(action: argparse.Action) -> str:

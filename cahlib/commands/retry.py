@@ -43,7 +43,7 @@ def add(commands: Any, launch: Launch[Any]) -> None:
         "settings are those that made\nit. Run the same command again to continue.",
         example="cah retry demo-dataset --only timeout,dns",
     )
-    retry.add_argument("output", metavar="DATASET", help="folder or URL of a dataset")
+    retry.add_dataset(dest="output")
     named = ",".join(each.value for each in TEMPORARY_REASONS)
     retry.add_argument(
         "--only", default=named, metavar="REASONS",

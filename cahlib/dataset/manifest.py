@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -176,13 +177,36 @@ def require_dataset(folder: Path) -> None:
         raise no_dataset_error(folder)
 
 
+def require_place(place: str) -> None:
+    """Raise ConfigError for a folder or URL where no dataset can be, whatever a command does."""
+    if not place:
+        raise ConfigError("Give the folder or the URL of a dataset.")
+    folder = files_at(place).folder
+    if folder and _no_folder(folder):
+        raise no_dataset_error(place)
+
+
 def no_dataset_error(place: str | Path) -> ConfigError:
     """Return the error for a place without a shard, where a run may have just begun."""
-    if is_locked(Path(place)):
+    there = files_at(place)
+    if there.folder and is_locked(there.folder):
         return ConfigError(
             f"{place} holds no shard yet: a command is working on it; wait for its first shard."
         )
-    return ConfigError(f"{place} holds no dataset: there is no shard's manifest in {MANIFESTS}/.")
+    why = there.folder and _no_folder(there.folder)
+    return ConfigError(
+        f"{there.place} holds no dataset: {why or f'no shard has a manifest in {MANIFESTS}/'}."
+    )
+
+
+def _no_folder(path: Path) -> str:
+    """Return why a path is not a folder; "" if it is."""
+    try:
+        return "" if S_ISDIR(path.stat().st_mode) else "it is a file; name the dataset's folder"
+    except FileNotFoundError:
+        return "there is no such folder; check the path"
+    except OSError as error:
+        return f"it cannot be opened ({error.strerror}); check the path"
 
 
 def _read(there: DatasetFiles, path: str) -> ShardManifest:

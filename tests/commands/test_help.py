@@ -39,6 +39,24 @@ def test_help_ends_with_an_example_that_is_understood(path, capsys):
     assert callable(CAH.parse_args(words[1:]).act)
 
 
+def words(help):
+    """What is in a help, without where its lines end; long lists may be broken after commas."""
+    return {*re.split(r"[\s,|]+", help)}
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("path", COMMANDS)
+def test_help_breaks_no_word_in_a_terminal_of_any_width(path, columns, monkeypatch):
+    helps = []
+    for each in (1000, columns):
+        monkeypatch.setenv("COLUMNS", str(each))
+        helps.append(COMMANDS[path].format_full_help())
+    assert words(helps[0]) == words(helps[1])
+    texts = [line for line in helps[1].splitlines() if not line.startswith(("  -", "  {"))]
+    wrapped = re.compile(r"( {24}|\S)\S* ")  # an option's explanation, a description; no lone word
+    assert not [line for line in texts if wrapped.match(line) and len(line) >= columns]
+
+
 @pytest.mark.parametrize("path", TAKES_SETTINGS)
 def test_help_all_has_every_option_and_help_has_few(path, capsys):
     words = path.split()[1:]

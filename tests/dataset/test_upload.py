@@ -158,7 +158,7 @@ def test_report_and_card_follow(tmp_path, memory):
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("gopher://a/b", "output: gopher://a/b cannot be used: Protocol not known: gopher."),
+        ("gopher://a/b", "gopher://a/b cannot be used: Protocol not known: gopher."),
         (
             "ftp://u:secret@127.0.0.1:1/d",
             "^output: ftp://127.0.0.1:1/d cannot be reached: .*refused",

@@ -191,7 +191,8 @@ def summary_lines(place: str | Path) -> Iterator[str]:
         yield f"{stage.value}: {entered:,} {stage.takes} in, {left:,} {stage.gives} out"
         for reason, number in found.lost(stage):
             yield f"  {number:>12,}  {percentage(number, entered):>8}  {reason.phrase}"
-    yield "hosts with the most pairs:"
+    if found.domains:
+        yield "hosts with the most pairs:"
     for domain, number in list(found.domains.items())[:10]:
         yield f"  {number:>12,}  {percentage(number, found.pairs):>8}  {domain}"
 

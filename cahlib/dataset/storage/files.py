@@ -182,11 +182,10 @@ def files_at(place: str | Path) -> DatasetFiles:
         except ImportError as error:
             package = getattr(error.__cause__, "name", None) or "a driver"
             raise ConfigError(
-                f"output: {shown} needs {package}, which is not installed; type: "
-                f"pip install {package}."
+                f"{shown} needs {package}, which is not installed; type: pip install {package}."
             ) from error
         except ValueError as error:
-            raise ConfigError(f"output: {shown} cannot be used: {error}.") from error
+            raise ConfigError(f"{shown} cannot be used: {error}.") from error
     return DatasetFiles(fs, root.rstrip("/"), shown)
 
 
