@@ -165,4 +165,6 @@ def _shown(value: Any) -> str:
         return f"{value['name']} (sha256 {value['sha256'][:8]}…)"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if value == "none":  # a value of its own, e.g. of text_column
+        return repr(value)
     return "none" if value in ("", None) else str(value)

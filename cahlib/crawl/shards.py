@@ -56,12 +56,12 @@ def list_shards(
 def count_shards(crawl: Crawl) -> int:
     """Return the number of shards to process as far as it is known offline; 0 means unknown.
 
-    Raise ConfigError if the setting names files that do not exist.
+    Raise ConfigError if the setting names files that do not exist, or are not WAT files.
     """
     require_source(crawl)
     if crawl.links or _CRAWL_NAME.fullmatch(crawl.crawl):  # tables would have to be read
         return crawl.shards
-    there = 2 * (1 if "://" in crawl.crawl else len(_files(crawl.crawl)))
+    there = 2 * (1 if "://" in crawl.crawl else len(_wat_files(crawl, "", time.sleep)))
     return min(there, crawl.shards or there)
 
 

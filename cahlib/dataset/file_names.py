@@ -85,6 +85,11 @@ def require_writable(folder: Path) -> None:
 
     Better now than when the first shard is ready after an hour.
     """
+    whole = folder.absolute()
+    above = next((each for each in (whole, *whole.parents) if os.path.exists(each)), whole)
+    if above.is_file():
+        where = "" if above == whole else f" cannot be made: {above}"
+        raise ConfigError(f"output: {folder}{where} is a file; choose another folder.")
     for name in ("", _HOME.path):
         _require_rights(folder / name, os.R_OK | os.W_OK | os.X_OK)
     for name in dataset_folders(files_at(folder).folders()):

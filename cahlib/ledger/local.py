@@ -334,17 +334,22 @@ class LocalLedger:
 
 
 def committed_shards(path: Path) -> set[str]:
-    """Return the ids of the committed shards in a ledger; none if it cannot be read.
+    """Return the ids of the committed shards in a ledger; none if it cannot be read."""
+    return _select_ids(path, "state IN ('sealed', 'done', 'damaged')")
 
-    Nothing is written, so the disk may be read-only.
-    """
+
+def listed_shards(path: Path) -> set[str]:
+    """Return the ids of all shards in a ledger; none if it cannot be read."""
+    return _select_ids(path, "TRUE")
+
+
+def _select_ids(path: Path, condition: str) -> set[str]:
+    """Return ids of shards; nothing is written, so the disk may be read-only."""
     try:
         if not path.is_file():
             return set()
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as file:
-            rows = file.execute(
-                "SELECT id FROM shards WHERE state IN ('sealed', 'done', 'damaged')"
-            )
+            rows = file.execute(f"SELECT id FROM shards WHERE {condition}")
             return {str(id) for (id,) in rows}
     except (OSError, sqlite3.Error):
         return set()

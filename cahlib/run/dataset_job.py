@@ -13,6 +13,7 @@ from cahlib.core.config import Job, Output, settings
 from cahlib.core.errors import ConfigError, MissingSetting
 from cahlib.core.fingerprint import portable_value, restored_value, same_value
 from cahlib.core.settings import Setting
+from cahlib.core.wording import verb
 from cahlib.dataset.description import find_description, stored_job
 from cahlib.dataset.manifest import no_dataset_error
 from cahlib.run.environment import environment_settings
@@ -64,9 +65,16 @@ def _made_with(setting: Setting, made: Mapping[str, Any] | None, before: Job | N
     if own and same_value(portable_value(setting, own), value):
         return own
     if setting.option.file and (names := _file_names(setting, value)):
+        listed = ", ".join(names)
+        paths = ", ".join([own] if isinstance(own, str) else own)
+        lacking = (
+            f"{listed}, which {verb(len(names), 'is', 'are')} missing or changed at {paths}; put "
+            "back what was there, or give it"
+            if paths
+            else f"{listed}, whose path is not known here; give it"
+        )
         raise MissingSetting(
-            f"{setting.name}: the dataset was made with {', '.join(names)}, whose path is "
-            f"not known here; give it with {setting.flag}."
+            f"{setting.name}: the dataset was made with {lacking} with {setting.flag}."
         )
     return restored_value(value)
 

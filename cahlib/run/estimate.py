@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
-from cahlib.core import status
 from cahlib.core.config import Job
+from cahlib.core.errors import CahError
 from cahlib.core.rates import Rates, rates_for
-from cahlib.core.run_directory import RunDirectory
+from cahlib.core.retry_shards import parse_attempt
 from cahlib.core.wording import plural
+from cahlib.dataset.layout import MANIFESTS
+from cahlib.dataset.manifest import committed_ids
+from cahlib.dataset.storage.files import files_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +64,8 @@ class Estimate:
                 f"many as {plural(self.fed, 'core')} can fetch."
             )
         return (
-            f"Expect about {_rounded(self.links):,} links and {pairs} pairs {when}{money}, at "
-            f"{self.rate:,.0f} links/s: {self.source}.{part}{slow}"
+            f"Expect about {plural(_rounded(self.links), 'link')} and {pairs} pairs {when}{money}, "
+            f"at {self.rate:,.0f} links/s: {self.source}.{part}{slow}"
         )
 
 
@@ -112,9 +116,11 @@ def _paid_hours(servers: ServerPrice | None) -> float:
 
 
 def _done(job: Job) -> int:
-    """Return how many shards earlier launches have done."""
-    done = status.read_status(RunDirectory(job.output.folder).status).get("done", 0)
-    return done if isinstance(done, int) else 0
+    """Return how many shards earlier launches have committed, but for retries."""
+    with suppress(CahError):  # the run says what is wrong
+        names = files_at(job.output.folder).names(MANIFESTS)
+        return sum(not parse_attempt(each)[1] for each in committed_ids(names))
+    return 0
 
 
 def _rounded(number: float) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from cahlib.core.atomic import write_file
 from cahlib.core.config import Job, settings
 from cahlib.core.errors import ConfigError, Stopped, folder_errors
+from cahlib.core.lists import load_hashes
 from cahlib.core.lock import lock_dataset
 from cahlib.core.requirements import require_contact, require_nickname
 from cahlib.core.run_directory import RunDirectory
@@ -25,15 +28,19 @@ from cahlib.dataset.description import (
     require_same_settings,
     stored_job,
 )
+from cahlib.dataset.file_names import require_writable
 from cahlib.dataset.layout import PAGES
 from cahlib.dataset.manifest import is_dataset, read_manifest
 from cahlib.ledger.client import TrackerClient, TrackerUnavailable, WorkerOptions
 from cahlib.ledger.local import LocalLedger
 from cahlib.ledger.protocol import COMMITTED, Ledger
 from cahlib.ledger.remote import RemoteLedger
+from cahlib.model.known_harm import load_known_harm
 from cahlib.model.scorer import check_model_files
 
 _log = logging.getLogger(__name__)
+
+_IGNORED = ".gitignore"
 
 
 @contextmanager
@@ -54,7 +61,8 @@ def open_run_directory(
     folder, home = job.output.folder, RunDirectory(job.output.folder)
     with folder_errors(folder):
         _unclaimed(folder)
-    with folder_errors(folder), lock_dataset(folder):
+        before = _Before.of(home)
+    with folder_errors(folder), lock_dataset(folder), before.restored_if_refused(home):
         _unpublished(home)
         _make_way(job, home)
         require_same_job(job)
@@ -74,17 +82,56 @@ def open_run_directory(
             ledger.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Before:
+    """What a launch makes before it works, as far as it was not there."""
+
+    folders: tuple[Path, ...]  #: the dataset's and those above it, innermost first
+    home: bool  #: the run directory
+    ignored: bool  #: .gitignore
+
+    @classmethod
+    def of(cls, home: RunDirectory) -> _Before:
+        folder = home.dataset.absolute()
+        return cls(
+            folders=tuple(each for each in (folder, *folder.parents) if not each.exists()),
+            home=not home.path.exists(),
+            ignored=not (folder / _IGNORED).exists(),
+        )
+
+    @contextmanager
+    def restored_if_refused(self, home: RunDirectory) -> Iterator[None]:
+        """Remove what a first launch made if it is refused before it scrapes anything."""
+        try:
+            yield
+        except ConfigError:
+            if self.home and not any(
+                each.exists() for each in (home.parcels, home.swarm, home.tracker)
+            ):
+                shutil.rmtree(home.path, ignore_errors=True)
+                if self.ignored:
+                    (home.dataset / _IGNORED).unlink(missing_ok=True)
+                with suppress(OSError):  # something else is in them
+                    for folder in self.folders:
+                        folder.rmdir()
+            raise
+
+
 class _Stopped(Stopped, TrackerUnavailable):
     """The user stopped the run while it waited for the tracker."""
 
 
 def check_settings(job: Job) -> None:
-    """Raise ConfigError for settings that cannot work: no contact, bad link rules or model files.
+    """Raise ConfigError for settings that cannot work, or that name files which cannot be used.
 
     Raise ModuleNotFoundError if the libraries of models are not installed.
     """
+    with folder_errors(job.output.folder):
+        require_writable(job.output.folder)
     require_contact(job)
     check_link_rules(job.crawl)
+    load_hashes(job.download.known_harm, "known_harm")
+    load_known_harm(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
     check_model_files(job.judge)
 
 
@@ -163,7 +210,7 @@ def _bytes(path: Path) -> bytes:
 
 def _unpublished(home: RunDirectory) -> None:
     """Exclude the run directory from what people publish by git and by `hf upload`."""
-    ignored, name = home.dataset / ".gitignore", home.path.name
+    ignored, name = home.dataset / _IGNORED, home.path.name
     if not ignored.exists():
         write_file(ignored, f"# {name}/ is no part of the dataset\n/{name}/\n".encode())
     if (home.swarm / "keys").exists():  # as an earlier version left them

@@ -24,7 +24,6 @@ from cahlib.core import status
 from cahlib.core.background import capture
 from cahlib.core.config import Job
 from cahlib.core.errors import ConfigError, RunError, ShardError, folder_errors
-from cahlib.core.lists import load_hashes
 from cahlib.core.prefetch import Abandoned, Pipeline
 from cahlib.core.progress import (
     Listener,
@@ -40,7 +39,6 @@ from cahlib.core.records import Image, Judged, Parcel, Shard, Stage, Stats
 from cahlib.core.run_directory import RunDirectory
 from cahlib.crawl.shards import list_shards
 from cahlib.dataset.description import commit_shards, describe_continued
-from cahlib.dataset.file_names import require_writable
 from cahlib.dataset.maintain.purge import withdraw_pairs
 from cahlib.dataset.manifest import ShardManifest, read_manifest, read_manifests
 from cahlib.dataset.show.pages import write_pages
@@ -93,10 +91,7 @@ def run(
     folder, home = job.output.folder, RunDirectory(job.output.folder)
     if job.output.url:
         check_destination(job.output.url, job.output.folder)
-    with folder_errors(folder):
-        require_writable(folder)
     check_settings(job)
-    load_hashes(job.download.known_harm, "known_harm")
     harmful = load_known_harm(job.judge.harm_looks, "harm_looks", job.judge.harm_distance)
     stop = stop or threading.Event()
     with (

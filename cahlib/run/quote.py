@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from cahlib.core.config import Job, replace_settings
 from cahlib.core.requirements import require_source
+from cahlib.core.retry_shards import parse_attempt
+from cahlib.core.run_directory import RunDirectory
 from cahlib.core.wording import plural
 from cahlib.crawl.shards import count_shards
 from cahlib.crawl.tables.listing import estimate_rows
+from cahlib.dataset.description import stored_job
+from cahlib.ledger.local import listed_shards
 from cahlib.run.disk_space import describe_disk_space
 from cahlib.run.estimate import Estimate, ServerPrice, estimate_run
 
@@ -86,12 +91,30 @@ def make_quote(job: Job, token: str, *, shards: int | None = None) -> Quote:
     )
 
 
+def _listed(job: Job) -> int:
+    """Return how many shards an earlier launch of a job made of its tables; 0 if there was none."""
+    home = RunDirectory(job.output.folder)
+    before = stored_job(home.dataset)
+    if before is None or before.crawl != job.crawl:
+        return 0
+    return sum(not parse_attempt(each)[1] for each in listed_shards(home.ledger))
+
+
+def _taken(job: Job) -> Collection[str]:
+    """Return the names that no column of a job's tables may have."""
+    if not job.crawl.extra_columns:
+        return ()
+    from cahlib.dataset.write.columns import TAKEN  # of pyarrow, which a plan can do without
+
+    return TAKEN
+
+
 def _counted(job: Job) -> Job:
     """Return a job with as many shards as there are, and a table's rows in each, if known."""
     require_source(job.crawl)
-    rows = estimate_rows(job.crawl)
+    rows = estimate_rows(job.crawl, contact=job.download.contact, taken=_taken(job))
     if not rows:
         return replace_settings(job, shards=count_shards(job.crawl))
-    shards = sum(math.ceil(each / job.crawl.shard_links) for each in rows)
+    shards = _listed(job) or sum(math.ceil(each / job.crawl.shard_links) for each in rows)
     least = min(shards, job.crawl.shards or shards)
     return replace_settings(job, shards=least, shard_links=max(1, sum(rows) // shards))

@@ -49,8 +49,9 @@ def require_own_shards(job: Job) -> None:
     """Raise ConfigError for a dataset whose shards a tracker assigns."""
     if job.place.tracker:
         raise ConfigError(
-            "tracker: a tracker assigns its own shards and no retries; only datasets of runs "
-            "without a tracker can be retried."
+            "tracker: this dataset's shards were assigned by a tracker, which lets each pair into "
+            "one dataset and knows no retries; make a table of the failed links, for a dataset of "
+            "their own (`cah guide maintenance` shows how)."
         )
 
 

@@ -12,7 +12,7 @@ from cahlib.core.records import Stage, Stats
 from cahlib.run import estimate
 from cahlib.run.estimate import ServerPrice, estimate_run
 from cahlib.run.quote import make_quote
-from tests.world import tables
+from tests.world import small, tables
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_further_models_take_their_time(tmp_path):
 
 
 def test_a_single_file_is_two_shards_for_the_plan_too(tmp_path):
-    (tmp_path / "a.wat.gz").touch()
+    (tmp_path / "a.wat.gz").write_bytes(small.file(0, links=1))
     mine = job(tmp_path, crawl=str(tmp_path / "a.wat.gz"), contact="a@example.org")
     assert str(make_quote(mine, "").estimate).startswith("Expect about 17,000 links")
 
@@ -167,8 +167,10 @@ def test_a_run_without_an_end_is_told_by_the_hour(tmp_path):
 
 
 def test_shards_that_are_done_are_not_promised_again(tmp_path):
-    (tmp_path / "dataset/run").mkdir(parents=True)
-    (tmp_path / "dataset/run/live.json").write_text('{"done": 20, "shards": 20}')
+    (tmp_path / "dataset/shards").mkdir(parents=True)
+    for number in range(20):
+        (tmp_path / f"dataset/shards/s-{number}.json").touch()
+    (tmp_path / "dataset/shards/s-0-retry1.json").touch()
     assert str(estimate_run(job(tmp_path, shards=20))) == "All shards are in the dataset already."
     assert math.isclose(estimate_run(job(tmp_path, shards=21)).links, 8500)
 

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cahlib.core.config import Job, replace_settings
+from cahlib.core.config import Crawl, Job, replace_settings
 from cahlib.core.errors import MissingSetting, RunError, ShardError
 from cahlib.core.records import DropReason, Shard, Stage
 from cahlib.core.retry_shards import TEMPORARY_REASONS, Retry, parse_attempt
 from cahlib.crawl.blocklists import Blocklists
+from cahlib.crawl.tables.listing import estimate_rows
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.maintain.purge import PurgeLists, purge
 from cahlib.dataset.maintain.verify import verify
@@ -24,6 +25,7 @@ from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifes
 from cahlib.dataset.outcomes import KEPT, read_outcomes
 from cahlib.dataset.show.summary import summarize
 from cahlib.demo.web import Answer
+from cahlib.guide import read_page
 from cahlib.run import pipeline
 from cahlib.run.dataset_job import dataset_job
 from cahlib.run.pipeline import run
@@ -411,7 +413,7 @@ def test_shards_of_a_tracker_are_not_retried(tmp_path, capsys, monkeypatch):
         told = replace_settings(Job(), output=str(tmp_path / name), tracker=tracker)
         told.store(tmp_path / name / "run" / "job.json")
     ran = said(capsys, "retry", tmp_path / "theirs")
-    assert ran.returncode == 2 and ran.stderr.startswith("cah: tracker: a tracker assigns its own")
+    assert ran.returncode == 2 and "assigned by a tracker" in ran.stderr
     ran = said(capsys, "retry", tmp_path / "ours")
     assert ran.returncode == 2 and "ours holds no dataset" in ran.stderr
 
@@ -430,3 +432,17 @@ def test_a_dataset_at_a_url_is_retried_there(made, web, tmp_path, monkeypatch, i
     assert rows(tmp_path / "there" / "set") == rows(made / "whole")
     assert list(verify(url)) == []
     assert not list(tmp_path.glob("set/outcomes/*")) and retry(url).links == 0
+
+
+def test_failed_links_of_a_tracker_s_dataset_become_a_table(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-dataset").symlink_to(made / "failed")
+    told = pq.read_table("my-dataset/outcomes").to_pylist()
+    failed = [(each["url"], each["text"]) for each in told if each["reason"] == "http_5xx"]
+    (snippet,) = re.findall(
+        r"```python\n(import duckdb\n.*?)```", read_page("maintenance"), re.DOTALL
+    )
+    exec(snippet)
+    assert failed and estimate_rows(Crawl(links=("failed.parquet",))) == [len(failed)]
+    found = pq.read_table("failed.parquet").to_pylist()
+    assert sorted((each["url"], each["text"]) for each in found) == sorted(failed)

@@ -349,7 +349,7 @@ def test_a_damaged_manifest_is_one_sentence(folder, model):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["score", "nowhere", "--preset", "quality"], "cah: nowhere is not a folder on this"),
+        (["score", "nowhere", "--preset", "quality"], "cah: nowhere holds no dataset: there is"),
         (["score", "s3://b/x", "--preset", "quality"], "cah: s3://b/x is a URL, and a dataset is"),
         (["score", "DATASET"], "cah: score: name a model with --preset or --model."),
         (["score", "DATASET", "--model", "ViT-B-33"], "cah: model: 'ViT-B-33' is neither"),

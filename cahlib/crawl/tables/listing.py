@@ -37,12 +37,7 @@ def list_table_shards(
         ]
     except TableError as error:
         raise unreadable(error) from error
-    for other in columns[1:]:
-        if other.columns != columns[0].columns:
-            raise ConfigError(
-                f"links: {other.table} has other columns than {columns[0].table} "
-                f"({_shown(other)} instead of {_shown(columns[0])}); make a dataset of each."
-            )
+    _require_same_columns(columns)
     every = (shard for each in columns for shard in _shards(each, crawl.shard_links, contact))
     if crawl.seed:
         drawn = list(every)
@@ -50,7 +45,7 @@ def list_table_shards(
         every = (shard for shard in drawn)
     first = list(islice(every, 1))
     if not first:
-        raise ConfigError(f"links: {', '.join(crawl.links)}: there is no row.")
+        raise _no_row_error(crawl)
     return islice(chain(first, every), crawl.shards or None)
 
 
@@ -67,23 +62,42 @@ def require_unchanged(listed: Iterable[Shard], known: Iterable[Shard]) -> Iterat
         yield shard
 
 
-def estimate_rows(crawl: Crawl) -> Sequence[int]:
+def estimate_rows(crawl: Crawl, *, contact: str = "", taken: Collection[str] = ()) -> Sequence[int]:
     """Return about how many rows each table has; nothing if that would take longer than a moment.
 
-    So it is for tables elsewhere, and for those that cannot be read. Raise ConfigError if a path
-    matches no file.
+    So it is for tables elsewhere. Raise as `list_table_shards` does, but for those that are looked
+    at: some, or one if they are elsewhere.
     """
-    if not crawl.links or any("://" in each for each in crawl.links):
+    if not crawl.links:
         return ()
-    files, found = find_files(crawl.links), list[int]()
+    files, away = find_files(crawl.links), any("://" in each for each in crawl.links)
+    columns, found, rows = list[TableRows](), list[int](), False
     try:
-        for each in files[:_LOOKED_AT]:
-            with reading(each):
-                table = open_table(each, crawl.url_column)
+        for url in files[: 1 if away else _LOOKED_AT]:
+            table = open_table(url, crawl.url_column, contact=contact)
+            columns.append(table.find_columns(crawl, taken))
+            with reading(url):
                 found.append(max(1, table.format.estimate_rows()))
-    except TableError:  # the run says what is wrong
-        return ()
-    return found + [sum(found) // len(found)] * (len(files) - len(found))
+                rows = rows or any(True for _ in islice(table.format.ranges(1), 1))
+    except TableError as error:
+        raise unreadable(error) from error
+    _require_same_columns(columns)
+    if not rows and len(found) == len(files):
+        raise _no_row_error(crawl)
+    return () if away else found + [sum(found) // len(found)] * (len(files) - len(found))
+
+
+def _require_same_columns(columns: Sequence[TableRows]) -> None:
+    for other in columns[1:]:
+        if other.columns != columns[0].columns:
+            raise ConfigError(
+                f"links: {other.table} has other columns than {columns[0].table} "
+                f"({_shown(other)} instead of {_shown(columns[0])}); make a dataset of each."
+            )
+
+
+def _no_row_error(crawl: Crawl) -> ConfigError:
+    return ConfigError(f"links: {', '.join(crawl.links)}: there is no row.")
 
 
 def _shards(like: TableRows, count: int, contact: str) -> Iterator[Shard]:
