@@ -355,7 +355,7 @@ async def _json(request: web.Request) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise ConfigError("The request holds no JSON object.")
+        raise ConfigError("The request body is not a JSON object.")
     return found
 
 

@@ -154,7 +154,9 @@ class BrowsedDataset:
         """Make the index for searches; raise ConfigError for a dataset at a URL."""
         folder = files_at(self.place).folder
         if folder is None:
-            raise ConfigError("index: make it in a folder of this machine; copy the dataset first.")
+            raise ConfigError(
+                "index: it is made beside a dataset on this machine; copy the dataset here first."
+            )
         make_index(folder, self.vectors, self._digest(), report)
 
     def _digest(self) -> str:

@@ -77,7 +77,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         cause = error.strerror or error
         raise ConfigError(
-            f"{host}:{port} cannot be served at ({cause}); give another --port, or none."
+            f"cannot listen on {host}:{port} ({cause}); give another --port, or leave it out."
         ) from error
 
 

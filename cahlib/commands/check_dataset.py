@@ -126,8 +126,9 @@ def _repair(chosen: argparse.Namespace) -> int:
                 index.remove(id)
             index.close()
     done = (
-        f"Gave up {plural(len(found.broken), 'shard')}, removed {plural(len(found.left), 'file')}."
-        + " The run's own command does those shards again." * bool(found.broken)
+        f"Discarded {plural(len(found.broken), 'shard')}, "
+        f"removed {plural(len(found.left), 'file')}."
+        + (" The run's own command makes those shards again." if found.broken else "")
     )
     print_result(chosen, _as_json(chosen, found), [done])
     return 1 if found.foreign else 0

@@ -248,7 +248,7 @@ def _write_page(
     except (CahError, OSError) as error:
         if chosen.page:
             raise
-        print_note(f"There is no page with pictures: {error}")
+        print_note(f"The page with pictures was not written: {error}")
         return None
     print_note(f"Pictures from both sides of the cut: {path}")
     return str(path)

@@ -112,7 +112,7 @@ def _listening(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise ConfigError(
-            f"{host}:{port} cannot be served at: {error.strerror or error}."
+            f"cannot listen on {host}:{port} ({error.strerror or error}); give another --port."
         ) from error
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

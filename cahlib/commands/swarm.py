@@ -155,13 +155,13 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
     if chosen.run and not servers and not any(each.is_prepared(labels) for each in clouds):
         runs = sorted({each.run for each in list_runs(clouds)})
         raise ConfigError(
-            f"run: {chosen.run} has no servers; there are of: {', '.join(runs) or 'no run'}."
+            f"run: {chosen.run} has no servers; runs with servers: {', '.join(runs) or 'none'}."
         )
     for each in servers:
         print_note(f"{each.name}  {each.type}  {each.location}  {each.address}")
     busy = sorted({each.labels.get("run", "") for each in servers if is_in_use(each, time.time())})
     if busy and not (chosen.yes or sys.stdin.isatty()):
-        raise ConfigError(f"yes: {_works(busy)}; give --yes to delete the servers nevertheless.")
+        raise ConfigError(f"yes: {_works(busy)}; give --yes to delete the servers anyway.")
     question = f"{_works(busy)}, and will end. " if busy else ""
     if servers and not confirm(
         f"{question}Delete {plural(len(servers), 'server')}?", yes=chosen.yes
@@ -178,7 +178,7 @@ def _down(chosen: argparse.Namespace, job: Job, environment: Mapping[str, str]) 
         )
         raise
     done = f"{plural(len(servers), 'server')} {verb(len(servers), 'was', 'were')} deleted"
-    lines = [f"{done if servers else 'There was no server'}; the cloud says that nothing is left."]
+    lines = [f"{done if servers else 'There were none'}; the cloud confirms that nothing is left."]
     if account := lifecycle.close_billing(_state(job), labels):
         lines.append(account)
     result = {"deleted": [each.name for each in servers], "costs": account or None}
@@ -295,7 +295,9 @@ def _logins(job: Job, environment: Mapping[str, str], node: str | None) -> Seque
     chosen = [each for each in servers if node in (None, each.name)]
     if not chosen:
         names = ", ".join(each.name for each in servers) or "none"
-        raise ConfigError(f"node: {node or 'there'} is no server of this run; there are: {names}.")
+        raise ConfigError(
+            f"node: {node or 'it'} is not a server of this run; choose from: {names}."
+        )
     return lifecycle.server_logins(chosen, _state(job))
 
 

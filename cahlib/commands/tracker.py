@@ -150,7 +150,9 @@ def _intake(chosen: argparse.Namespace) -> int:
         base_url=chosen.base_url,
     )
     if chosen.text_column == NO_TEXT:
-        raise ConfigError("text_column: a tracker's pairs are judged; name a column of captions.")
+        raise ConfigError(
+            "text_column: a tracker's pairs are scored by their captions; name their column."
+        )
     if local := next((each for each in crawl.links if not is_shareable(each)), None):
         raise ConfigError(
             f"links: other machines cannot read {local}; give a URL (https://, hf://, s3://, gs://)."
@@ -233,7 +235,7 @@ def _retry(chosen: argparse.Namespace) -> int:
         from cahlib.tracker import admin
 
         again = admin.retry_shards(database, chosen.shards or None, old_parcels=chosen.old_parcels)
-    print_result(chosen, {"shards": again}, [f"{again:,} shards are to do again."])
+    print_result(chosen, {"shards": again}, [f"{again:,} shards will be done again."])
     return 0
 
 
@@ -250,7 +252,7 @@ def _expel(chosen: argparse.Namespace) -> int:
         for number in numbers:
             lease_store.expel(number)
             again += admin.undo_worker(database, number) if chosen.undo else 0
-    done = f"{len(numbers):,} workers are sent away; {again:,} shards are to do again."
+    done = f"{len(numbers):,} workers were expelled; {again:,} shards will be done again."
     print_result(chosen, {"workers": len(numbers), "shards": again}, [done])
     return 0
 
@@ -261,7 +263,7 @@ def _backup(chosen: argparse.Namespace) -> int:
 
         count = backup.backup(database, Path(chosen.file))
     result = {"file": chosen.file, "rows": count}
-    print_result(chosen, result, [f"{count:,} rows are in {chosen.file}."])
+    print_result(chosen, result, [f"{count:,} rows were written to {chosen.file}."])
     return 0
 
 
@@ -275,7 +277,7 @@ def _restore(chosen: argparse.Namespace) -> int:
     finally:
         database.close()
     result = {"file": chosen.file, "rows": count}
-    print_result(chosen, result, [f"{count:,} rows are restored."])
+    print_result(chosen, result, [f"{count:,} rows were restored."])
     return 0
 
 

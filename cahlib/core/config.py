@@ -200,7 +200,7 @@ class Job(Checked):
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
         if self.judge.no_judge and self.place.tracker:
-            raise ConfigError("no_judge: a tracker's pairs are judged; leave out one of both.")
+            raise ConfigError("no_judge: a tracker's pairs are scored; leave out one of the two.")
         if self.crawl.text_column == NO_TEXT and not self.judge.no_judge:
             raise ConfigError(
                 "text_column: links without captions cannot be judged; give --no-judge as well."

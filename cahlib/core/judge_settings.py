@@ -78,7 +78,7 @@ class Judge(Checked):
             raise ConfigError("pretrained: give the model that the weights belong to as well.")
         for name in _OF_MODELS if self.no_judge else ():
             if getattr(self, name):
-                raise ConfigError(f"{name}: no model judges with no_judge; leave out one of both.")
+                raise ConfigError(f"{name}: no_judge uses no model; leave out one of the two.")
         for each in self.cascade:
             split_threshold(each)
 

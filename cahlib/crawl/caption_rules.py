@@ -92,7 +92,7 @@ def _automaton(paths: tuple[str, ...], setting: str, *, least: int) -> Any:
     if first is None:
         if paths and least:
             raise ConfigError(
-                f"{setting}: {', '.join(paths)} lists no word, so no caption would stay."
+                f"{setting}: {', '.join(paths)} lists no words, so no caption would be kept."
             )
         return None
     from ahocorasick_rs import AhoCorasick
@@ -121,6 +121,6 @@ def _compile(pattern: str) -> Any:
         cause = error.args[0]
         said = cause.decode("utf-8", "replace") if isinstance(cause, bytes) else str(error)
         raise ConfigError(
-            f"caption_regex: {pattern:.100} is not a valid pattern ({said}); it is RE2's syntax, "
-            "which has no look-around and no back references."
+            f"caption_regex: {pattern:.100} is not a valid pattern ({said}); RE2's syntax "
+            "has no look-around or backreferences."
         ) from error

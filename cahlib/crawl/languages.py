@@ -102,7 +102,7 @@ def _codes_of(tag: str) -> Mapping[str, regex.Pattern[str] | None]:
     if read.language in ("zh", "cmn"):
         named = read.script or read.territory
         if named and named not in _CHINESE_SCRIPTS:
-            raise ConfigError(f"languages: {tag} cannot be told from other Chinese; use zh.")
+            raise ConfigError(f"languages: {tag} cannot be told apart from other Chinese; use zh.")
         return {_CHINESE_SCRIPTS[named]: None} if named else dict.fromkeys(CHINESE)
     known = _CODES.get(_CLD2_ALIASES.get(str(read.language), str(read.language)))
     if known is None:

@@ -99,7 +99,7 @@ class CrawlFile:
                         pauses = iter(self._pauses)
                         yield piece
                     if start < end:
-                        raise ConnectionError("the connection broke off")
+                        raise ConnectionError("the connection was lost")
             except (OSError, HTTPException) as error:
                 self._pause(pauses, error)
 
@@ -141,7 +141,8 @@ class CrawlFile:
         if start and answer.status != 206:
             answer.close()
             raise ShardError(
-                f"{self.url}: the server serves no ranges; download the file and give its path."
+                f"{self.url}: the server does not support range requests; download the file "
+                "and give its path."
             )
         return answer
 

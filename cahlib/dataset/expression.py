@@ -1,10 +1,10 @@
 """Evaluate SQL expressions on tables with DuckDB, safely: an expression may be anybody's.
 
-An expression is what stands in a WHERE: columns, constants, operators, and functions of one row. It
-is parsed before it runs, and what is not on the lists below is refused: subqueries, windows,
-aggregates, and functions whose result depends on more than their arguments. DuckDB opens no file,
-extension or connection here, and its settings are locked. So an expression gives the same values
-each time.
+An expression is a condition as in a WHERE clause: columns, constants, operators, and functions of
+one row. It is parsed before it runs, and what is not on the lists below is refused: subqueries,
+windows, aggregates, and functions whose result depends on more than their arguments. DuckDB opens
+no file, extension or connection here, and its settings are locked. So an expression gives the same
+values each time.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Evaluator:
             ]
             raise ConfigError(
                 f"{option}: {shortened(expression)} names both {' and '.join(alike)}, which SQL "
-                "does not tell apart; name one of them."
+                "does not distinguish; use only one of them."
             )
         self._checked[expression] = (*names,)
         return [*names]
@@ -147,7 +147,9 @@ class Evaluator:
         if not expression.strip():
             raise ConfigError(f"{option}: the expression is empty; name a column.")
         if odd := _UNPRINTABLE.search(expression):
-            raise ConfigError(f"{option}: the expression has the character {odd[0]!a}; remove it.")
+            raise ConfigError(
+                f"{option}: the expression contains the character {odd[0]!a}; remove it."
+            )
         if len(expression) > _LONGEST:
             raise ConfigError(
                 f"{option}: the expression has {len(expression):,} characters; at most "

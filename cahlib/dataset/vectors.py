@@ -124,7 +124,7 @@ def open_vectors(place: str | Path, form: str = "img_emb", *, model: str = "") -
         raise no_dataset_error(place)
     shards = [each for each in manifests if each.rows]
     if not shards:
-        raise ConfigError(f"{place} holds no pair yet.")
+        raise ConfigError(f"{place} holds no pairs yet.")
     return StoredVectors(*vector_files(place, shards, stored_model(shards, model), form))
 
 

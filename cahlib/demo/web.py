@@ -77,7 +77,7 @@ class Web:
             self._server = _Server(self, self._place)
         except OSError as error:
             raise ConfigError(
-                f"port {self._place[1]} is not to be had ({error.strerror}); end what uses it."
+                f"port {self._place[1]} cannot be used ({error.strerror}); end what uses it."
             ) from error
         self.address = f"{self._place[0]}:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))

@@ -43,7 +43,7 @@ CONNECTION_ERRORS = (
 
 
 class DamagedFile(ShardError):
-    """A file did not arrive as it was sent."""
+    """A file was damaged in transit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

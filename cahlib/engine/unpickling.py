@@ -176,7 +176,7 @@ def _to_graph(kind: Any, graph: Any, token: Any, *_: Any) -> LLGExpr:
 
 def _to_task(value: Any) -> Task:
     if _qualified_name(value) != ("dask._task_spec", "Task") or not isinstance(value.state, tuple):
-        raise InvalidMessage("It sent a graph that does not only contain tasks.")
+        raise InvalidMessage("It sent a graph that contains more than tasks.")
     state = dict(zip(Task.get_all_slots(), value.state, strict=True))
     call = _qualified_name(state["func"])
     if call not in ALLOWED_CALLS:

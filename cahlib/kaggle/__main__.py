@@ -158,7 +158,9 @@ def _job(told: Mapping[str, str]) -> Job:
     job = build_job({}, told)
     _require_all(job)
     if job.place.engine:
-        raise ConfigError("engine: a Kaggle kernel scrapes by itself, or with servers (swarm).")
+        raise ConfigError(
+            "engine: a Kaggle kernel scrapes by itself or with a swarm; leave this out."
+        )
     if job.output.url:
         raise ConfigError("output: give a local folder; the kernel's output is downloaded there.")
     links, crawl = job.crawl.links, job.crawl.crawl
@@ -170,10 +172,12 @@ def _job(told: Mapping[str, str]) -> Job:
         )
     if job.place.hours > MAX_SESSION_HOURS:
         raise ConfigError(
-            f"hours: a session at Kaggle has {MAX_SESSION_HOURS:g} at most; give fewer."
+            f"hours: a Kaggle session lasts at most {MAX_SESSION_HOURS:g} hours; give fewer."
         )
     if job.place.watchdog and _secret(told):
-        raise ConfigError("watchdog: servers that the kernel creates itself cannot have one.")
+        raise ConfigError(
+            "watchdog: servers that the kernel creates itself cannot have one; leave it out."
+        )
     for setting in settings():
         name, value = setting.name, setting.of(job)
         if setting.option.file and value and (name not in _PERHAPS or _lies_here(name, value)):

@@ -307,7 +307,7 @@ def _translated(error: BaseException) -> BaseException:
             return KaggleUnavailable(
                 f"Kaggle answers {status}; it may be overloaded, so try again later."
             )
-        return RunError(f"Kaggle refuses: {_said(error)}.")
+        return RunError(f"Kaggle refused the request: {_said(error)}.")
     if isinstance(error, (requests.RequestException, OSError)):
         return KaggleUnavailable(
             f"Kaggle cannot be reached ({_cause(error)}); see to this machine's network."

@@ -190,7 +190,7 @@ def _open(source: ModelSource) -> tuple[Any, Any, Any]:
     words = getattr(tokenizer, "vocab_size", model.vocab_size)
     if words > model.vocab_size:
         raise ConfigError(
-            f"model: {source.name} knows {model.vocab_size} tokens and its tokenizer {words}; "
+            f"model: {source.name} knows {model.vocab_size} tokens, but its tokenizer {words}; "
             "put the bpe.txt.gz that it was trained with into its folder."
         )
     return model, transform, tokenizer

@@ -139,7 +139,7 @@ def _card(path: Path) -> _Card:
         raise ConfigError(f"heads: {path}: give a name of letters and digits, for its column.")
     if (card.threshold is None) != (card.drop is None):
         raise ConfigError(
-            f'heads: {path}: a threshold needs "drop": "below" or "above", and the reverse.'
+            f'heads: {path}: give both a threshold and "drop" ("below" or "above"), or neither.'
         )
     return card
 
@@ -166,7 +166,7 @@ def _layers(path: Path) -> tuple[tuple[Floats, Floats], ...]:
     except OSError as error:
         raise ConfigError(f"heads: {path} cannot be read ({error.strerror or error}).") from error
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"heads: {path} is not a safetensors file that fits: {error}.") from error
+        raise ConfigError(f"heads: {path} is not a suitable safetensors file: {error}.") from error
     names = sorted((each for each in tensors if each.endswith("weight")), key=_in_order)
     biases = {name.removesuffix("weight") + "bias" for name in names}
     if not names or (other := tensors.keys() - {*names, *biases}):

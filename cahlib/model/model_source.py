@@ -168,5 +168,5 @@ def _is_model_config(file: Path) -> bool:
 def _only(files: list[Path], what: str) -> Path:
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
-        raise ConfigError(f"model: there must be one {what}, and there is {found}.")
+        raise ConfigError(f"model: there must be one {what}, but there is {found}.")
     return files[0]

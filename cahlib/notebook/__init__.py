@@ -69,7 +69,7 @@ def _followed(desk: Panel) -> None:
     from cahlib.notebook.text_output import print_progress
 
     if not desk.child.running():
-        print("Nobody is here to fill in the form, and no settings are given: nothing was started.")
+        print("Nothing was started: nobody can fill in the form here, and no settings are given.")
         return
     print(desk.place.terms)
     try:

@@ -34,7 +34,7 @@ def parse_budget(text: str) -> Budget:
     found = _WORDS.fullmatch(text.strip())
     money, hours = (float(each.replace(",", ".")) for each in found.groups()) if found else (0, 0)
     if money <= 0 or hours <= 0:
-        raise ConfigError("budget: write what may be spent and for how long, as 10 EUR, 3 h.")
+        raise ConfigError("budget: write what may be spent and for how long, such as 10 EUR, 3 h.")
     return Budget(money=money, hours=hours)
 
 

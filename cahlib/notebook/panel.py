@@ -389,7 +389,7 @@ class Panel:
             self.form.blame(error)
             self._say(str(error), bad=True)  # too: the field may be folded away
         except Exception as error:  # noqa: BLE001 - guards one click or drawing: its error is shown
-            _LOG.error("a fault in the notebook", exc_info=error)
+            _LOG.error("an error in the notebook", exc_info=error)
             self._say(f"A bug in cahlib: {type(error).__name__}: {error}", bad=True)
 
 

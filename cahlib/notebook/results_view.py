@@ -196,7 +196,7 @@ class Results:
 
         url = self.url.value.strip()
         if "://" not in url:
-            raise RunError("Give a URL, as s3://bucket/name or file:///folder.")
+            raise RunError("Give a URL, such as s3://bucket/name or file:///folder.")
         self._here()
         check_destination(url, self.folder)
         shards = list(read_manifests(self.folder))

@@ -253,7 +253,7 @@ def test_a_demo_whose_port_is_taken_says_so(tmp_path, capsys):
         (tmp_path / "run" / "job.json").write_text(json.dumps({"replay": web.address}))
         port = web.address.rpartition(":")[2]
         ran = command.said(capsys, "demo", "--output", tmp_path)
-        refused(ran, code=2, sentence=f"port {port} is not to be had")
+        refused(ran, code=2, sentence=f"port {port} cannot be used")
 
 
 @pytest.mark.parametrize("act", ["inspect", "verify"])

@@ -45,7 +45,7 @@ COMMANDS = {
     },
     "data": {
         "verify": (["dataset"], 0, "Every file is whole"),
-        "repair": (["dataset"], 0, "Gave up 0 shards"),
+        "repair": (["dataset"], 0, "Discarded 0 shards"),
         "purge": (["dataset", "--uids", "uids"], 0, "Removed 1 pair from 1 shard."),
         "dedup": (["dataset", "--apply"], 0, "Removed "),
         "why": (["dataset", "example.com"], 0, "No candidate of this dataset matches"),
@@ -58,7 +58,7 @@ COMMANDS = {
         "tracker add": (["--crawl", "a.warc.wat.gz"], 0, "Added 1 WAT files: 2 shards."),
         "tracker stats": ([], 0, "0 of 2 shards are done"),
         "tracker export": (["shards", "--form", "json"], 0, '"state": "todo"'),
-        "tracker retry": ([], 0, "0 shards are to do again."),
+        "tracker retry": ([], 0, "0 shards will be done again."),
         "tracker expel": (["ann"], 1, "ann"),
         "tracker checks": ([], 0, ""),
         "tracker backup": (["backup"], 0, ""),
@@ -198,7 +198,7 @@ def test_a_run_judges_with_its_extra(installed, tmp_path):
         lines = [["run", *command.options(job)], ["demo", "--output", taken], judging]
         (ran, shown, judged_) = own.cah(lines, cwd=tmp_path)
     assert ran[0] == 0 and "6 pairs from 6 links in 2 shards" in ran[1], ran
-    assert shown[0] == 2 and "is not to be had" in shown[2], shown
+    assert shown[0] == 2 and "cannot be used" in shown[2], shown
     assert judged_[0] == 0 and json.loads(judged_[1])["done"] == 0, judged_
     assert sorted(json.loads(judged_[1])) == command.json_keys("gpu")
 

@@ -148,7 +148,9 @@ def test_a_link_is_what_it_leads_to(folder, acts, capsys, caplog, tmp_path, name
     assert content(folder) == before
     assert command.said(capsys, *acts["dedup"]).returncode == 0
     assert list(verify(folder)) == []
-    links = re.findall(r"(\S+) was a link; (.+) still has what was removed", caplog.text)
+    links = re.findall(
+        r"(\S+) was a link; its target (.+) still has the removed pairs", caplog.text
+    )
     assert len(links) == (len(paths) - 2 if names is DATA else 0)  # a manifest holds no pairs
     assert all(Path(away).exists() for _, away in links)
     if names[0] == "images":

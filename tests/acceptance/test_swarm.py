@@ -209,7 +209,10 @@ def test_down_deletes_ours_and_nothing_else(cloud, tmp_path):
     assert "still there" not in cah(cloud, "swarm", "logs", *output).stderr
     down = partial(cah, cloud, "swarm", "down", "--output", tmp_path / "another")
     wrong = down("--run", "another")
-    assert wrong.returncode == 2 and f"another has no servers; there are of: {name}" in wrong.stderr
+    assert (
+        wrong.returncode == 2
+        and f"another has no servers; runs with servers: {name}" in wrong.stderr
+    )
     assert len(names(cloud)) == 2
     listed = cah(cloud, "swarm", "list")
     assert re.search(rf"{name} +1 .* EUR 0.0070  nobody works with it", listed.stdout), listed
@@ -221,7 +224,7 @@ def test_down_deletes_ours_and_nothing_else(cloud, tmp_path):
     gone = down("--run", name)
     assert "1 server was deleted" in gone.stdout and "still there" not in gone.stderr
     assert names(cloud) == ["stranger"]
-    assert "There was no server; the cloud says" in down("--all-runs").stdout
+    assert "There were none; the cloud confirms" in down("--all-runs").stdout
     things = [t for each in cloud.accounts.values() for t in each.things.values()]
     assert sum(map(len, things)) == 1  # keys and firewalls are gone as well
 

@@ -159,8 +159,8 @@ def test_lists_are_read_as_people_write_them(listed):
 
 def test_mistakes_are_said_in_one_sentence(listed, tmp_path):
     for options, sentence in (
-        ({"caption_words": listed(b"", name="e")}, "caption_words: .* lists no word"),
-        ({"caption_words": listed("# none", " ", name="c")}, "caption_words: .* lists no word"),
+        ({"caption_words": listed(b"", name="e")}, "caption_words: .* lists no words"),
+        ({"caption_words": listed("# none", " ", name="c")}, "caption_words: .* lists no words"),
         ({"caption_words": listed("cat", "--", name="p")}, "without a letter, digit or symbol: --"),
         ({"caption_not": listed(b"caf\xe9\n", name="l")}, "caption_not: .* cannot be read"),
         ({"caption_not": (str(tmp_path / "gone"),)}, "caption_not: .* cannot be read"),

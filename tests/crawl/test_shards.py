@@ -155,5 +155,5 @@ def test_what_stays_away_is_given_up():
 
 
 def test_a_server_without_parts_is_refused():
-    with pytest.raises(ShardError, match="serves no ranges"):
+    with pytest.raises(ShardError, match="does not support range requests"):
         fetch(Answer(body=DATA, ranges=False))

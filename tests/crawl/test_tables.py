@@ -125,18 +125,18 @@ GOOD = "url,text\nhttp://a.com/1.jpg,one\n"
     [
         ("a.csv", "", {}, r"a\.csv cannot be read as a table: it is empty"),
         ("a.csv", "\n \n", {}, "it is empty"),
-        ("a.csv", "url,text\n", {}, "there is no row"),
+        ("a.csv", "url,text\n", {}, "there are no rows"),
         ("a.csv", "id,name\n1,x\n", {}, r"no column of links \(id, name\); name it with --url-col"),
         ("a.csv", GOOD, {"url_column": "link"}, "url_column: .*a.csv has no column link; it has"),
         ("a.csv", GOOD, {"text_column": "alt"}, "text_column: .* has no column alt; it has url, t"),
         ("a.csv", GOOD, {"extra_columns": ("w",)}, "extra_columns: .* has no column w; it has"),
         ("a.csv", GOOD, {"crawl": "CC-MAIN-2024-10"}, "give a crawl or tables of links, not both"),
-        ("a.jsonl", '{"url": 1}\n', {}, "url_column: the column url of .* holds no texts"),
+        ("a.jsonl", '{"url": 1}\n', {}, "url_column: the column url of .* does not hold text"),
         ("a.csv", "url,w\nx,1\n", {}, r"no column of captions \(url, w\); name it with --text-col"),
-        ("a.jsonl", "[1]\n", {}, "it is one JSON array; store an object a line"),
-        ("a.jsonl", "{]\n", {}, "its first lines are no JSON objects"),
+        ("a.jsonl", "[1]\n", {}, "it is a single JSON array; store one object per line"),
+        ("a.jsonl", "{]\n", {}, "its first lines are not JSON objects"),
         ("a.parquet", "PAR1 and so on", {}, "is damaged, or not a table"),
-        ("a.parquet", "<html>", {}, "it is damaged, or of another format than Parquet"),
+        ("a.parquet", "<html>", {}, "it is damaged, or not Parquet"),
         ("a.csv", GOOD.encode("utf-16"), {}, "it is UTF-16; store it as UTF-8"),
         ("a.csv.gz", gzip.compress(b"PAR1 and so on", mtime=0), {}, "is damaged, or not a table"),
         ("a.parquet.gz", gzip.compress(b"PAR1" * 999, mtime=0)[:-9], {}, "it is cut off"),
@@ -178,7 +178,9 @@ def test_columns_of_our_own_names_are_not_carried_along(tmp_path):
 def test_tables_with_different_columns_are_refused(tmp_path):
     tables.write(tmp_path / "a.csv", tables.rows(5))
     tables.write(tmp_path / "b.csv", tables.rows(5, text="caption"))
-    with pytest.raises(ConfigError, match=r"b.csv has other columns than .*a.csv \(url, caption"):
+    with pytest.raises(
+        ConfigError, match=r"b.csv has different columns from .*a.csv \(url, caption"
+    ):
         list(list_shards(Crawl(links=(f"{tmp_path}/*.csv",))))
 
 

@@ -217,7 +217,7 @@ def test_without_the_local_copy_the_seals_lead_to_the_files(there, shards, folde
 
 def test_a_file_that_the_repository_ignores_is_not_taken_for_there(there, shards, folder):
     there.ignored = ".tar"
-    with pytest.raises(RunError, match=r"images/s-0.tar did not arrive as it was sent"):
+    with pytest.raises(RunError, match=r"images/s-0.tar did not arrive intact"):
         upload_shards(shards, folder, URL, sleep=lambda seconds: None)
 
 

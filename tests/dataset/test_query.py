@@ -100,7 +100,7 @@ def test_rows_are_ordered_and_counted(pairs):
         ("1), (2", r"is not one SQL expression"),
         ("1) UNION SELECT (2", r"is not one SQL expression"),
         ("similarity > 0.3 /* ", r"is not valid SQL: unterminated"),
-        ("true\0", r"has the character .*x00"),
+        ("true\0", r"contains the character .*x00"),
         ("exists (SELECT 1 FROM read_csv('/etc/passwd'))", r"has a subquery"),
         ("uid in (FROM glob('/*'))", r"has a subquery"),
         ("rank() OVER () = 1", r"has a window function"),

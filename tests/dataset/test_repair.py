@@ -163,7 +163,7 @@ def test_what_would_be_done_is_said_and_not_done(tmp_path, sound, capsys):
     assert len(told) == 5
     done = said(capsys, "repair", tmp_path)
     assert done.stdout.splitlines()[:-1] == told
-    assert "Gave up 1 shard, removed 3 files." in done.stdout
+    assert "Discarded 1 shard, removed 3 files." in done.stdout
     assert "images/my notes.txt is not one of a dataset's files. It is left alone" in done.stdout
     assert done.returncode == 1 and (tmp_path / "images/my notes.txt").exists()
     (tmp_path / "images/my notes.txt").unlink()

@@ -255,8 +255,8 @@ def test_a_copy_keeps_the_job_of_its_run(dataset, tmp_path):
         (["--top", "50%", "--by", "nothing"], "by: there is no column nothing"),
         (["--top", "50%", "--by", "clip_ViT-tiny_none_age_minor * NULL"], "no column clip_ViT"),
         (["--top", "5", "--per", "langauge"], "per: there is no column langauge; did you mean"),
-        (["--where", "true", "--per", "language"], "per: a group is that of --top"),
-        (["--max-per-domain", "0"], "max-per: 0 pairs for domain is not 1 or more"),
+        (["--where", "true", "--per", "language"], "per: it applies --top to each group"),
+        (["--max-per-domain", "0"], "max-per: give at least 1 pair for each domain, not 0"),
         (["--max-per", "domain", "x"], "max-per: 'x' is not a number of pairs for each domain"),
         (["--rule", "laion400m"], "rule: laion400m needs the similarity by ViT-B-32/openai"),
         (["--rule", "laion400"], "did you mean laion400m"),
@@ -373,7 +373,7 @@ def test_a_page_without_pictures_or_scores_is_made(tmp_path, capsys):
     unjudged = [replace(judged(n), similarity=None, nsfw="", scores={}) for n in range(9)]
     write_these(tmp_path / "dataset", unjudged, spec=with_forms())
     ran = said(capsys, "select", tmp_path / "dataset", "--max-per-domain", "1")
-    assert ran.returncode == 2 and "by: no pair has a value of similarity" in ran.stderr
+    assert ran.returncode == 2 and "by: no pair has a value in similarity" in ran.stderr
     arguments = ["select", tmp_path / "dataset", "--max-per-domain", "1", "--by", "WIDTH"]
     assert said(capsys, *arguments, "--page", tmp_path / "a.html").returncode == 0
     assert (tmp_path / "a.html").read_text().count("no picture") == 9

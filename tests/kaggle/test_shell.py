@@ -134,7 +134,7 @@ OWN = {"CAH_THRESHOLD": "0.3"}  # which a model of one's own needs
         (OWN | {"CAH_MODEL": "ViT-B-32", "CAH_PRETRAINED": "gpucah.ipynb"}, 2,
          "pretrained: local files are not"),
         ({"CAH_CASCADE": "models:0.3"}, 2, "cascade: local files are not"),
-        ({"CAH_HOURS": "12.1"}, 2, "hours: a session at Kaggle has 12 at most"),
+        ({"CAH_HOURS": "12.1"}, 2, "hours: a Kaggle session lasts at most 12 hours"),
         ({"CAH_CONTACT": "ada"}, 2, "contact: 'ada' is neither a web page"),
         ({"CAH_CRAWL": "CC-MAIN-2024-11"}, 2, "crawl: there is no CC-MAIN-2024-11; the newest are"),
         ({"CAH_OUTPUT": "gpucah.ipynb"}, 2, "gpucah.ipynb cannot be written"),

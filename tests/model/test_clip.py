@@ -311,7 +311,7 @@ def test_the_hubs_form_of_a_folder(folder, tmp_path, tiny):
 def test_weights_for_a_known_model_may_be_a_file(tmp_path):
     of(models.write(tmp_path, name="known"))  # open_clip remembers the name from now on
     judge = Judge(model="known", pretrained=str(tmp_path / "random.safetensors"), threshold=0.3)
-    with pytest.raises(ConfigError, match="known/random knows 814 tokens and its tokenizer 49408"):
+    with pytest.raises(ConfigError, match="known/random knows 814 tokens, but its tokenizer 49408"):
         load_clip(judge)
 
 

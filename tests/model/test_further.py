@@ -159,7 +159,7 @@ def test_order_is_kept_whatever_is_dropped_before(folders, pictures, everything)
         ({"also": ("laion5b",)}, "also: ViT-B-32/openai scores already; name each model once."),
         ({"also": ("quality", "quality")}, "also: ViT-L-14-quickgelu/dfn2b scores already"),
         ({"cascade": ("quality:0.2",), "also": ("quality",)}, "also: ViT-L-14-quickgelu/dfn2b sc"),
-        ({"also": ("quality",), "no_judge": True}, "also: no model judges with no_judge"),
+        ({"also": ("quality",), "no_judge": True}, "also: no_judge uses no model"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_loaded(values, sentence):

@@ -99,7 +99,7 @@ def test_scores_are_kept_and_the_wrong_side_of_the_threshold_goes(tmp_path):
         ({"0.weight": np.eye(WIDTH), "1.weight": np.eye(WIDTH)}, {}, "a linear head has one"),
         (LINEAR, {"kind": "forest"}, "does not describe a head: Invalid enum value 'forest'"),
         (LINEAR, {"treshold": 3}, "does not describe a head: .*treshold"),
-        (LINEAR, {"threshold": 3}, 'a threshold needs "drop"'),
+        (LINEAR, {"threshold": 3}, 'give both a threshold and "drop"'),
         (LINEAR, {"name": "a\nb"}, "give a name of letters"),
         (LINEAR, {"name": "similarity"}, "another score is called 'similarity' already"),
         (LINEAR, {"name": "minor"}, "another score is called 'minor' already"),

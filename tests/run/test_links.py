@@ -207,10 +207,10 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_dataset(web, tmp_path)
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"threshold": 0.3}, "threshold: no model judges with no_judge"),
+        ({"threshold": 0.3}, "threshold: no_judge uses no model"),
         ({"no_judge": False, "text_column": "none"}, "links without captions cannot be judged"),
         ({"nsfw_open": True}, "nsfw_open: no model judges"),
-        ({"tracker": "http://some:8000"}, "no_judge: a tracker's pairs are judged"),
+        ({"tracker": "http://some:8000"}, "no_judge: a tracker's pairs are scored"),
     ],
 )
 def test_what_needs_a_model_is_refused_without_one(settings, sentence):

@@ -85,7 +85,7 @@ def test_who_lied_is_sent_away_and_what_he_did_is_to_do_again(url, crawl, capsys
     assert "There is no worker or nickname no-body." in capsys.readouterr().err
     assert lease_store.held_shards(his) == [held]
     assert main(["tracker", "expel", eve.name, "--database", url]) == 0
-    assert "1 workers are sent away; 0 shards are to do again." in capsys.readouterr().out
+    assert "1 workers were expelled; 0 shards will be done again." in capsys.readouterr().out
     assert statistics.crawl_counts(database).done == 4
     for again in (3, 0):
         line = ["tracker", "expel", eve.name, carl.name, "--undo", "--database", url]
@@ -133,7 +133,7 @@ def test_a_port_that_is_taken_is_said_so(database, url, capsys):
         line = ["tracker", "serve", "--database", url, "--port", port]
         assert main(line) == 2
     said = capsys.readouterr().err
-    assert "cannot be served at" in said and said.count("\n") == 1
+    assert "cannot listen on" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_who_is_sent_away_by_nickname_does_not_come_back(lease_store, fill, url,
     for secret in secrets:
         lease_store.complete(secret, lease_store.lease(secret).number, ShardResult(pairs=1))
     assert main(["tracker", "expel", "eve", "--undo", "--database", url]) == 0
-    assert "2 workers are sent away; 2 shards are to do again." in capsys.readouterr().out
+    assert "2 workers were expelled; 2 shards will be done again." in capsys.readouterr().out
     with pytest.raises(UnknownWorker):
         lease_store.lease(secrets[0])
     with pytest.raises(NicknameTaken, match="was expelled"):

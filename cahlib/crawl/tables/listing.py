@@ -97,7 +97,7 @@ def _require_same_columns(columns: Sequence[TableRows]) -> None:
 
 
 def _no_row_error(crawl: Crawl) -> ConfigError:
-    return ConfigError(f"links: {', '.join(crawl.links)}: there is no row.")
+    return ConfigError(f"links: there are no rows in {', '.join(crawl.links)}.")
 
 
 def _shards(like: TableRows, count: int, contact: str) -> Iterator[Shard]:

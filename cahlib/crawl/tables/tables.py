@@ -139,7 +139,7 @@ class Table:
         self._check_single([found])
         if found and self.format.kind(found) != "text":
             raise ConfigError(
-                f"{setting}: the column {found} of {self.url} holds no texts; name another."
+                f"{setting}: the column {found} of {self.url} does not hold text; name another."
             )
         return found
 
@@ -208,7 +208,7 @@ def _format(
     if other := next((said for mark, said in _PACKINGS.items() if head.startswith(mark)), ""):
         raise TableError(other)
     if b"\0" in head or name.endswith((".parquet", ".arrow", ".feather")):
-        raise TableError("it is damaged, or of another format than Parquet, CSV, TSV, JSON, Arrow")
+        raise TableError("it is damaged, or not Parquet, CSV, TSV, JSON or Arrow")
     return _text_format(url, head, url_column, contact)
 
 
@@ -217,7 +217,7 @@ def _text_format(url: str, head: bytes, url_column: str, contact: str) -> tuple[
     if not lines:
         raise TableError("it is empty")
     if lines[0].lstrip()[:1] == b"[":
-        raise TableError("it is one JSON array; store an object a line")
+        raise TableError("it is a single JSON array; store one object per line")
     known = {*URL_NAMES, url_column.lower()}
     form = (
         JsonLines(lines)

@@ -136,7 +136,7 @@ class JsonLines(Form):
         """``head``: the first lines; raise TableError if none of them is an object."""
         rows = [row for line in head[:_SAMPLE] if isinstance(row := _json(line), dict)]
         if not rows:
-            raise TableError("its first lines are no JSON objects")
+            raise TableError("its first lines are not JSON objects")
         self.names = list(dict.fromkeys(name for row in rows for name in row))
         self.kinds = {name: _common_kind([row.get(name) for row in rows]) for name in self.names}
 

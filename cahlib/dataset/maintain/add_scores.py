@@ -149,7 +149,7 @@ def require_free_columns(shards: Iterable[ShardManifest], added: Iterable[AddedS
         for name in (*TAKEN, *shard.scores, *extras, *others):
             if name.lower() in wanted:
                 raise ConfigError(
-                    f"{wanted[name.lower()]} is a column of the dataset already; choose another "
+                    f"{wanted[name.lower()]} is already a column of the dataset; choose another "
                     "name."
                 )
 

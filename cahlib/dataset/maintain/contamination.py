@@ -87,7 +87,7 @@ def find_contaminated(
         _read_set(path, given, vectors)
     if vectors is not None and not given.vectors:
         raise ConfigError(
-            "against: a list of perceptual hashes has no meaning to compare; leave --semantic out."
+            "against: perceptual hashes cannot be compared by meaning; leave --semantic out."
         )
     alike = _looking_alike(table, given, distance)
     if vectors is not None and threshold is not None:
@@ -188,7 +188,7 @@ def _listed(path: str) -> list[str]:
             "images, a dataset, embeddings (.npy), or a list of perceptual hashes."
         ) from error
     if not listed:
-        raise ConfigError(f"against: {path} lists no perceptual hash.")
+        raise ConfigError(f"against: {path} lists no perceptual hashes.")
     return listed
 
 
@@ -262,7 +262,7 @@ def _read_images(path: Path, given: EvaluationSet, vectors: StoredVectors | None
         _embed(batch, given, clip)
     if not found:
         kinds = f"{', '.join(sorted(IMAGE_SUFFIXES))}, tar or Parquet with bytes"
-        raise ConfigError(f"against: {path} has no image file ({kinds}) in it.")
+        raise ConfigError(f"against: {path} contains no image files ({kinds}).")
     if not read:
         raise ConfigError(f"against: none of the image files in {path} can be read.")
     given.taken.append(f"{path}: {plural(read, 'image')}")

@@ -217,7 +217,7 @@ def read_image_table(place: str | Path) -> ImageTable:
         )
     if not parts:
         require_dataset(Path(place))
-        raise ConfigError(f"{place} holds no dataset with images: there is no shard with a pair.")
+        raise ConfigError(f"{place} holds no dataset with images: none of its shards has a pair.")
     uids, hashes, colours, pixels, similarity = (
         np.concatenate(each) for each in zip(*parts, strict=True)
     )

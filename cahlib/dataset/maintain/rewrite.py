@@ -124,7 +124,7 @@ def _tried(
         return None
     for path, old in links.items():
         if not path.is_symlink():
-            _log.warning("%s was a link; %s still has what was removed.", path, old)
+            _log.warning("%s was a link; its target %s still has the removed pairs.", path, old)
     return change
 
 

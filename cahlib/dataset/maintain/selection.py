@@ -140,7 +140,7 @@ def select_pairs(pairs: PairQuery, rule: SelectionRule) -> Selection:
     """Apply a rule; raise ConfigError if it is not valid for these pairs."""
     share = _share(rule.top)
     if rule.per and not share:
-        raise ConfigError("per: a group is that of --top; give --top too.")
+        raise ConfigError("per: it applies --top to each group; give --top as well.")
     stays, steps = np.ones(pairs.rows, bool), list[tuple[str, int]]()
     for condition in rule.where:
         pairs.type_of(condition)  # an empty one is a mistake here
@@ -155,7 +155,7 @@ def select_pairs(pairs: PairQuery, rule: SelectionRule) -> Selection:
     best = np.argsort(-values, kind="stable")  # NaN is last
     for name, most in rule.caps:
         if most < 1:
-            raise ConfigError(f"max-per: {most} pairs for {name} is not 1 or more.")
+            raise ConfigError(f"max-per: give at least 1 pair for each {name}, not {most}.")
         codes = np.asarray(pairs.texts(pairs.quoted(name), "max-per").indices)
         stays = _limited(stays, best, codes, np.full(codes.max(initial=-1) + 1, most))
         steps.append((f"at most {most:,} for each {name}", int(stays.sum())))
@@ -178,7 +178,7 @@ def _values(pairs: PairQuery, rule: SelectionRule) -> NDArray[np.float64]:
         return np.full(pairs.rows, np.nan)
     values = pairs.numbers(pairs.quoted(rule.by))
     if (rule.top or rule.caps) and pairs.rows and not np.isfinite(values).any():
-        raise ConfigError(f"by: no pair has a value of {rule.by}; choose another column with --by.")
+        raise ConfigError(f"by: no pair has a value in {rule.by}; choose another column with --by.")
     return np.where(np.isfinite(values), values, np.nan)
 
 

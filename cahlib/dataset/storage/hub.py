@@ -78,7 +78,7 @@ class HubRepository:
                 api.create_commit(operations=operations, commit_message=message, **which)
             self.there.fs.invalidate_cache()
             if missing := self.different(files):
-                raise OSError(f"{missing[0]} did not arrive as it was sent")
+                raise OSError(f"{missing[0]} did not arrive intact")
 
     def different(self, files: Mapping[str, LocalContent]) -> Sequence[str]:
         """Return which of these files are missing there or differ from here."""

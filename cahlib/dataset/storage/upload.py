@@ -65,7 +65,7 @@ def check_destination(url: str, folder: Path) -> None:
         there = files_at(url)
         if there.folder and there.folder.resolve() == folder.resolve():
             raise ConfigError(
-                f"output: {url} is the very folder that would be uploaded; give it as a folder, "
+                f"output: {url} is the folder that would be uploaded; give it as a folder, "
                 f"{there.root}, instead of a URL."
             )
         if repository := find_repository(there):
@@ -342,7 +342,7 @@ def _compare(source: Path, there: DatasetFiles, path: str) -> None:
         return
     with there.open(path) as file:
         if _md5(file) != sent:
-            raise OSError(f"{path} did not arrive as it was sent")
+            raise OSError(f"{path} did not arrive intact")
 
 
 def _md5(file: BinaryIO) -> str:

@@ -79,7 +79,7 @@ def read_tfrecords(file: BinaryIO) -> Iterator[dict[str, FeatureValue]]:
         try:
             yield dict(_parsed(data))
         except (ValueError, IndexError) as error:
-            raise DamagedRecord("a record is not an Example of one value a field") from error
+            raise DamagedRecord("a record is not an Example of one value per field") from error
 
 
 def _checksum(data: bytes) -> bytes:
