@@ -15,7 +15,7 @@ PACKAGE = Path(cahlib.__file__).parent
 MESSAGES = Path(__file__).parent / "data" / "messages.txt"
 
 #: Calls whose arguments people read, beside everything that is raised.
-SPOKEN = {
+CALLS = {
     "print", "print_message", "print_note", "tell", "say", "log", "warning", "info", "error",
     "exception", "report", "_report", "_report_once",
 }  # fmt: skip
@@ -42,7 +42,7 @@ def words(node: ast.expr) -> str:
     return ""
 
 
-def spoken(tree: ast.AST) -> list[ast.Call]:
+def message_calls(tree: ast.AST) -> list[ast.Call]:
     """Return the calls whose arguments are messages, in the order of the source."""
     raised = (node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise))
     errors = {id(call) for call in raised if isinstance(call, ast.Call)}
@@ -51,7 +51,7 @@ def spoken(tree: ast.AST) -> list[ast.Call]:
         call
         for call in calls
         if id(call) in errors
-        or getattr(call.func, "id", getattr(call.func, "attr", "")) in SPOKEN
+        or getattr(call.func, "id", getattr(call.func, "attr", "")) in CALLS
         or getattr(call.func, "id", "").endswith("Error")
     ]
     return sorted(calls, key=lambda call: (call.lineno, call.col_offset))
@@ -105,7 +105,7 @@ def collected() -> str:
     blocks = []
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        said = (words(each) for call in spoken(tree) for each in call.args)
+        said = (words(each) for call in message_calls(tree) for each in call.args)
         texts = (" ".join(each.split()) for each in chain(said, results(tree)))
         lines = list(dict.fromkeys(f"  {text}" for text in texts if " " in text))
         if lines:

@@ -72,10 +72,10 @@ def _until_ended() -> Iterator[threading.Event]:
     """Provide an event that Ctrl-C or another signal to end sets; a second one interrupts."""
     ended = threading.Event()
 
-    def heard(number: int, frame: object) -> None:
+    def on_signal(number: int, frame: object) -> None:
         if ended.is_set():
             raise KeyboardInterrupt
         ended.set()
 
-    with handle_termination(heard):
+    with handle_termination(on_signal):
         yield ended

@@ -325,7 +325,7 @@ def _stoppable() -> Iterator[threading.Event]:
     """
     stop = threading.Event()
 
-    def heard(number: int, frame: object) -> None:
+    def on_signal(number: int, frame: object) -> None:
         if number == signal.SIGHUP:
             silence_terminal()
         elif stop.is_set():
@@ -337,7 +337,7 @@ def _stoppable() -> Iterator[threading.Event]:
             file=sys.stderr,
         )
 
-    with handle_termination(heard):
+    with handle_termination(on_signal):
         yield stop
 
 

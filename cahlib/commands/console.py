@@ -178,7 +178,7 @@ def startup_bar(
 
     started = time.monotonic()
 
-    def tell(sentence: str) -> None:
+    def report(sentence: str) -> None:
         if not isinstance(sentence, Transient):
             tqdm.write(sentence, file=stream)
 
@@ -190,7 +190,7 @@ def startup_bar(
         tqdm(file=stream, bar_format="{desc}", leave=False) as bar,
         BackgroundLoop(1, partial(draw, bar)),
     ):
-        yield tell
+        yield report
 
 
 @contextmanager

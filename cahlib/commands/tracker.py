@@ -51,7 +51,7 @@ def add(commands: Any) -> None:
         command("serve", "run the tracker", serve.serve, "--upload s3://bucket/parcels")
     )
     adding = command(
-        "add", "add a crawl, or tables of links, to the list", _intake, "--crawl CC-MAIN-2024-10"
+        "add", "add a crawl, or tables of links, to the list", _add, "--crawl CC-MAIN-2024-10"
     )
     adding.add_argument(
         "--crawl", default="", help="a crawl's name (CC-MAIN-2024-10), or WAT files as for cah run"
@@ -133,7 +133,7 @@ def _add_database(parser: Parser) -> None:
     )
 
 
-def _intake(chosen: argparse.Namespace) -> int:
+def _add(chosen: argparse.Namespace) -> int:
     from cahlib.crawl.shards import list_shards
 
     if chosen.wats < 0:

@@ -59,7 +59,7 @@ def find_candidates(
     honours it.
     """
     link_filter = _LinkFilter(options, blocked)
-    lost, left = stats.dropped, stats.left
+    dropped, left = stats.dropped, stats.left
     position = 0
     for page in pages:
         shown = _image_links(page, options)
@@ -69,22 +69,22 @@ def find_candidates(
         licence = ""
         stats.entered[Stage.CHOOSE] += len(shown)
         if len(page.url) > _MAX_STORED_URL:
-            lost[DropReason.LONG_URL] += len(shown)
+            dropped[DropReason.LONG_URL] += len(shown)
             continue
         with_text = [link for link in shown if link.alt or link.path == BARE_LINK]
-        lost[DropReason.NO_TEXT] += len(shown) - len(with_text)
+        dropped[DropReason.NO_TEXT] += len(shown) - len(with_text)
         link_filter.set_page(page, with_text)
         for link in with_text:
             answer = link_filter(link, base)
             if not isinstance(answer, tuple):
-                lost[answer] += 1
+                dropped[answer] += 1
                 continue
             url, text, uid = answer
             if refused and optouts is not None:
                 said = {**refused._asdict(), "obeyed": obeyed}
                 optouts.append(OptOut(url=url, where=page.url, time=time.time(), **said))
             if obeyed:
-                lost[DropReason.PAGE_OPTED_OUT] += 1
+                dropped[DropReason.PAGE_OPTED_OUT] += 1
                 continue
             licence = licence or _licence(page)
             left[Stage.CHOOSE] += 1

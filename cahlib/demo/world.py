@@ -71,20 +71,20 @@ def build() -> World:
     """Make the world; it is the same every time."""
     random = Random(_SEED)
     shown = scenes()
-    shelves = list(_shelves(shown))
+    sites = list(_sites(shown))
     for n, trap in enumerate(traps(_samples(shown), random)):
-        shelves[n % len(shelves)].exhibits.append(trap)
-    random.shuffle(shelves)
-    _repeat(shelves)
-    shelves.insert(3, _refused(shown))
-    exhibits = [exhibit for shelf in shelves for exhibit in shelf.exhibits]
-    crawl, unread = _wat(shelves)
+        sites[n % len(sites)].exhibits.append(trap)
+    random.shuffle(sites)
+    _repeat(sites)
+    sites.insert(3, _refused(shown))
+    exhibits = [exhibit for site in sites for exhibit in site.exhibits]
+    crawl, unread = _wat(sites)
     answers = {url: answer for each in exhibits for url, answer in each.answers.items()}
     return World(wat=crawl, exhibits=exhibits, unread=unread, answers=answers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Shelf:
+class _Site:
     """A page before it is written: its address, and what hangs on it."""
 
     url: str
@@ -93,21 +93,21 @@ class _Shelf:
     robots: str = ""  #: its meta robots
 
 
-def _shelves(shown: Sequence[Scene]) -> Iterator[_Shelf]:
+def _sites(shown: Sequence[Scene]) -> Iterator[_Site]:
     """The pages with their own pictures, some of which have another picture's caption."""
     exhibits = [_exhibit(n, shown) for n in range(len(shown))]
     for site in range(len(_SITES)):
         own = exhibits[site :: len(_SITES)]
         for start in range(0, len(own), _PER_PAGE):
             number = start // _PER_PAGE
-            yield _Shelf(
+            yield _Site(
                 url=f"http://{_host(site)}/stories/{number}.html",
                 base="/pictures/" if number else "",
                 exhibits=own[start : start + _PER_PAGE],
             )
 
 
-def _refused(shown: Sequence[Scene]) -> _Shelf:
+def _refused(shown: Sequence[Scene]) -> _Site:
     """A page whose owner refuses for all its pictures."""
     host = "private.example.org"
     exhibits = [
@@ -115,7 +115,7 @@ def _refused(shown: Sequence[Scene]) -> _Shelf:
                 answers={url: next(iter(each.answers.values()))})
         for n, each in enumerate(_exhibit(n, shown) for n in (0, 2, 3))
     ]  # fmt: skip
-    return _Shelf(url=f"http://{host}/", base="", exhibits=exhibits, robots="noai, noimageai")
+    return _Site(url=f"http://{host}/", base="", exhibits=exhibits, robots="noai, noimageai")
 
 
 def _exhibit(n: int, shown: Sequence[Scene]) -> Exhibit:
@@ -144,25 +144,23 @@ def _host(n: int) -> str:
     return f"{_SITES[n % len(_SITES)]}.example.{('com', 'net', 'org')[n % len(_SITES) % 3]}"
 
 
-def _repeat(shelves: Sequence[_Shelf]) -> None:
+def _repeat(sites: Sequence[_Site]) -> None:
     """Show some pairs twice on one page, and again in the other half of the crawl."""
-    first, last = shelves[0].exhibits, shelves[-1].exhibits
+    first, last = sites[0].exhibits, sites[-1].exhibits
     again = [replace(each, written="", answers={}) for each in first if each.reason is None][:3]
     first += [replace(each, reason=DropReason.DUPLICATE) for each in again]
     last += [replace(each, reason=DropReason.PAIR_SEEN) for each in again]
 
 
-def _wat(shelves: Sequence[_Shelf]) -> tuple[bytes, Counter[DropReason]]:
+def _wat(sites: Sequence[_Site]) -> tuple[bytes, Counter[DropReason]]:
     """The crawl, with some rotten records in it, and the count of what is no page."""
     parts = [wat.warcinfo("demo")]
-    for shelf in shelves:
-        parts += wat.members(_page(shelf))
-    unread = Counter({DropReason.NOT_A_PAGE: len(parts) - len(shelves)})
+    for site in sites:
+        parts += wat.members(_page(site))
+    unread = Counter({DropReason.NOT_A_PAGE: len(parts) - len(sites)})
     paper = {"HTTP-Response-Metadata": {"Headers": {"Content-Type": "application/pdf"}}}
     parts.insert(20, wat.described("http://library.example.org/paper.pdf", "response", paper))
-    parts.insert(
-        30, wat.member("metadata", shelves[0].url, "application/json", b'{"Envelope":{"Pay')
-    )
+    parts.insert(30, wat.member("metadata", sites[0].url, "application/json", b'{"Envelope":{"Pay'))
     rotten = bytearray(parts[2])
     rotten[len(rotten) // 2 : len(rotten) // 2 + 40] = bytes(40)
     parts.insert(40, bytes(rotten))
@@ -170,11 +168,11 @@ def _wat(shelves: Sequence[_Shelf]) -> tuple[bytes, Counter[DropReason]]:
     return b"".join(parts), unread
 
 
-def _page(shelf: _Shelf) -> wat.DemoPage:
+def _page(site: _Site) -> wat.DemoPage:
     """The page of a shelf, with the other things that pages have."""
     links = [{"path": "A@/href", "url": "/", "text": "Home"}]
-    for n, exhibit in enumerate(shelf.exhibits):
-        link = {"path": "IMG@/src", "url": exhibit.written or _spelt(exhibit.url, shelf, n)}
+    for n, exhibit in enumerate(site.exhibits):
+        link = {"path": "IMG@/src", "url": exhibit.written or _spelt(exhibit.url, site, n)}
         links.append(link if exhibit.alt is None else {**link, "alt": exhibit.alt})
     deed = "https://creativecommons.org/licenses/by/4.0/"
     links.append({"path": "A@/href", "url": deed, "text": "CC BY", "rel": "license"})
@@ -182,25 +180,25 @@ def _page(shelf: _Shelf) -> wat.DemoPage:
         {"property": "og:image", "content": f"http://{_host(0)}/pictures/000.jpg"},
         {"property": "og:description", "content": "All the stories that our editors like best"},
     ]
-    if shelf.robots:
-        metas.append({"name": "robots", "content": shelf.robots})
+    if site.robots:
+        metas.append({"name": "robots", "content": site.robots})
     cookies = {"Set-Cookie": ["a=1", "b=2"], "Content-Type": ["text/html", "text/html"]}
     return wat.DemoPage(
-        url=shelf.url,
+        url=site.url,
         links=links,
         title="Stories",
         metas=metas,
-        base=shelf.base,
-        headers=cookies if shelf.base else {},
+        base=site.base,
+        headers=cookies if site.base else {},
     )
 
 
-def _spelt(url: str, shelf: _Shelf, n: int) -> str:
+def _spelt(url: str, site: _Site, n: int) -> str:
     """An address in one of the ways that pages write it; one of another host stays as it is."""
-    here = urljoin(shelf.url, "/pictures/")
+    here = urljoin(site.url, "/pictures/")
     if not url.startswith(here):
         return url
     file = url.removeprefix(here)
-    if shelf.base:
+    if site.base:
         return file
     return (url, url.removeprefix("http:"), f"/pictures/{file}", f"../pictures/{file}")[n % 4]

@@ -89,7 +89,7 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     metrics: _Metrics
 
 
-def connect(reach: ClusterAddress, timeout: float) -> Client:
+def connect(address: ClusterAddress, timeout: float) -> Client:
     """Connect a client; raise RunError if nobody answers, or not as a member of the same swarm."""
     unpickling.restrict()
     limit_messages()
@@ -98,15 +98,15 @@ def connect(reach: ClusterAddress, timeout: float) -> Client:
     warnings.simplefilter("ignore", VersionMismatchWarning)
     try:
         client = Client(
-            reach.address,
-            security=_security(reach.keys) if reach.keys else None,
+            address.address,
+            security=_security(address.keys) if address.keys else None,
             timeout=timeout,
             direct_to_workers=True,
             set_as_default=False,
         )
     except (OSError, TimeoutError, ValueError, RuntimeError, TypeError) as error:
         raise RunError(
-            f"no Dask cluster answers at {reach.address} ({error}); is it running, and do the "
+            f"no Dask cluster answers at {address.address} ({error}); is it running, and do the "
             "certificates belong to it?"
         ) from error
     for topic in ("print", "warn"):  # workers could write into the user's terminal
@@ -151,12 +151,12 @@ def result_hosts(client: Client, future: Future[Any] | None) -> set[str]:
     return {get_address_host(each) for addresses in found.values() for each in addresses}
 
 
-def worker_slots(client: Client, reach: ClusterAddress) -> dict[str, int]:
+def worker_slots(client: Client, address: ClusterAddress) -> dict[str, int]:
     """Return how many jobs each worker can run; raise ConfigError for unsuitable workers."""
     there = list_workers(client)
-    if not reach.staging and any(worker.nthreads < 2 for worker in there.values()):
+    if not address.staging and any(worker.nthreads < 2 for worker in there.values()):
         raise ConfigError(
-            f"{reach.address} has workers with one thread only; start them with "
+            f"{address.address} has workers with one thread only; start them with "
             "`--nthreads 2` (the second one serves files), or give --staging."
         )
     if any("slot" not in worker.resources for worker in there.values()):
@@ -168,8 +168,8 @@ def worker_slots(client: Client, reach: ClusterAddress) -> dict[str, int]:
             if "No module named 'cahlib" not in str(error):
                 raise
             raise ConfigError(
-                f"{reach.address} has workers that cannot import cahlib; install it there, in this "
-                "version, then run the same command again."
+                f"{address.address} has workers that cannot import cahlib; install it there, in "
+                "this version, then run the same command again."
             ) from error
     return {address: int(each.resources.get("slot", 0)) for address, each in there.items()}
 

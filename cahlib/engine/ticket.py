@@ -22,13 +22,13 @@ _FILES = ("authority.crt", "driver.key", "driver.crt")
 _MAX_OUTAGE = 300
 
 
-def issue_ticket(reach: ClusterAddress, *, hours: float) -> bytes:
+def issue_ticket(address: ClusterAddress, *, hours: float) -> bytes:
     """Return a ticket to a swarm whose keys are on this machine."""
-    assert reach.keys
-    key, certificate = reach.keys.guest(hours)
-    texts = (reach.keys.authority().public.read_bytes(), key, certificate)
+    assert address.keys
+    key, certificate = address.keys.guest(hours)
+    texts = (address.keys.authority().public.read_bytes(), key, certificate)
     files = {name: text.decode() for name, text in zip(_FILES, texts, strict=True)}
-    return json.dumps({"address": reach.address, "away": reach.parcel_folder, **files}).encode()
+    return json.dumps({"address": address.address, "away": address.parcel_folder, **files}).encode()
 
 
 def read_ticket(path: Path, folder: Path) -> ClusterAddress:

@@ -66,16 +66,16 @@ def _main() -> int:
         return _attended(told)
     except ModuleNotFoundError as error:
         old = error.name == "kaggle" and sys.version_info < (3, 11)
-        _say(_OLD if old else str(missing_library_error(error)))
+        _print(_OLD if old else str(missing_library_error(error)))
         return 2
     except CahError as error:
-        _say(str(error))
+        _print(str(error))
         return error.exit_code
     except EOFError:  # Ctrl-D at a question
-        _say("nothing was started: a question was not answered.")
+        _print("nothing was started: a question was not answered.")
         return 130
     except KeyboardInterrupt:
-        _say("interrupted; nothing was started.")
+        _print("interrupted; nothing was started.")
         return 130
 
 
@@ -92,7 +92,7 @@ def _attended(told: Mapping[str, str]) -> int:
     own = job.place.has_servers and _secret(told)
     _require_crawl(job, told)
     kaggle = _account(told)
-    _say(f"Kaggle account: {kaggle.user}")
+    _print(f"Kaggle account: {kaggle.user}")
     session = KaggleSession(
         job=job,
         hours=job.place.hours or _HOURS,
@@ -102,21 +102,21 @@ def _attended(told: Mapping[str, str]) -> int:
         pause=_pause(told),
         secrets=[*_tokens(told), *kaggle.secrets],
     )
-    session = check_session(session, kaggle, tell=_say)
+    session = check_session(session, kaggle, report=_print)
     with lock_dataset(job.output.folder):
         pass  # what cannot be written, or is another command's, is refused before it costs anything
     servers = (
         None if own or not job.place.has_servers else _swarm(job, told, server_hours(session.hours))
     )
-    _say(_kept(job))
+    _print(_kept(job))
     if not confirm("Start?"):
         return 2
     try:
-        folder = run_session(session, kaggle, servers, tell=_say)
+        folder = run_session(session, kaggle, servers, report=_print)
     except KeyboardInterrupt:
-        _say(describe_interruption(session, kaggle.user))
+        _print(describe_interruption(session, kaggle.user))
         return 130
-    _say(f"the dataset is in {folder}; the same command goes on with it in another session.")
+    _print(f"the dataset is in {folder}; the same command goes on with it in another session.")
     told = status.read_status(RunDirectory(folder).status)
     if left := status.shards_left(told):
         return report_stopped(left, told["shards"])
@@ -211,7 +211,7 @@ def _require_crawl(job: Job, told: Mapping[str, str]) -> None:
         return
     listed = index.crawl_names(told.get("CAH_KAGGLE_CRAWLS") or index.INDEX_URL)
     if not listed:
-        _say(f"{index.INDEX_URL} does not answer, so it is not checked whether {name} exists.")
+        _print(f"{index.INDEX_URL} does not answer, so it is not checked whether {name} exists.")
     elif name not in listed:
         raise ConfigError(f"crawl: there is no {name}; the newest are {', '.join(listed[:3])}.")
 
@@ -261,7 +261,7 @@ def _swarm(job: Job, told: Mapping[str, str], hours: float) -> SessionServers:
 
     tokens = told.get("HCLOUD_TOKEN", "")
     watchdog = watchdog_config(job, told.get(WATCHDOG_VARIABLE, ""), tokens)
-    servers = SessionServers(job, cloud_accounts(tokens), _say, watchdog=watchdog)
+    servers = SessionServers(job, cloud_accounts(tokens), _print, watchdog=watchdog)
     print(servers.planned(hours), flush=True)
     return servers
 
@@ -323,7 +323,7 @@ def _print_error(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def _say(sentence: str) -> None:
+def _print(sentence: str) -> None:
     print(f"kaggle: {sentence}", flush=True)
 
 

@@ -25,7 +25,7 @@ MAX_QUEUE_HOURS = 1.0
 
 
 def allowed_hours(
-    kaggle: KaggleAccount, hours: float, *, tell: Callable[[str], None] = lambda _: None
+    kaggle: KaggleAccount, hours: float, *, report: Callable[[str], None] = lambda _: None
 ) -> float:
     """Return the hours of a session that may begin now; raise ConfigError if none may."""
     others = kaggle.at_work(timedelta(hours=MAX_SESSION_HOURS + MAX_QUEUE_HOURS))
@@ -37,7 +37,7 @@ def allowed_hours(
     quota = kaggle.quota()
     fit = hours_within_quota(hours, quota)
     if quota:
-        tell(f"{quota.hours:.1f} GPU hours are left this week; the session takes {fit:g}.")
+        report(f"{quota.hours:.1f} GPU hours are left this week; the session takes {fit:g}.")
     return fit
 
 

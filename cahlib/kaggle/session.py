@@ -108,7 +108,7 @@ class SessionNote:
 
 
 def check_session(
-    session: KaggleSession, kaggle: KaggleAccount, *, tell: Callable[[str], None]
+    session: KaggleSession, kaggle: KaggleAccount, *, report: Callable[[str], None]
 ) -> KaggleSession:
     """Return a session limited to the account's hours; raise ConfigError if it cannot begin.
 
@@ -119,7 +119,7 @@ def check_session(
         return session
     if not kaggle.state(kernel).over:
         raise _another(kernel, session.job.output.folder)
-    return replace(session, hours=allowed_hours(kaggle, session.hours, tell=tell))
+    return replace(session, hours=allowed_hours(kaggle, session.hours, report=report))
 
 
 def run_session(
@@ -127,7 +127,7 @@ def run_session(
     kaggle: KaggleAccount,
     servers: ServersProtocol | None,
     *,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Path:
     """Run a session from its start, or from where an earlier launch lost sight of it, to its end.
 
@@ -136,39 +136,39 @@ def run_session(
     lock, the servers are its own, and ConfigError is raised.
     """
     with lock_dataset(session.job.output.folder):
-        return _attend(session, kaggle, servers, tell)
+        return _attend(session, kaggle, servers, report)
 
 
 def _attend(
     session: KaggleSession,
     kaggle: KaggleAccount,
     servers: ServersProtocol | None,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Path:
     kernel, folder = f"{kaggle.user}/{session.name}", session.job.output.folder
     note = SessionNote.of(session.job)
     # checked here too, as the kernel would reject another job only when servers already cost money;
     # the kernel's own files are not known here
     require_same_job(session.job, files_known=False)
-    with _gone_after(servers, kaggle, note, tell):  # an earlier launch may have left some, too
+    with _gone_after(servers, kaggle, note, report):  # an earlier launch may have left some, too
         state = kaggle.state(kernel)
         going = not state.over
         if note.pushed and not going:
             # a push may not have arrived, or the kernel may have been deleted
             if state.name and _worked_for(kaggle, kernel) == note.inputs:
-                tell("fetching the output of an earlier session.")
+                report("fetching the output of an earlier session.")
                 fetch_output(kaggle, kernel, folder)
             note.forget()
         if going and not note.pushed:
             raise _another(kernel, folder)
         if going:
             hours = session.hours
-            tell(f"{kernel} is running; following it.")
+            report(f"{kernel} is running; following it.")
         else:
             hours = allowed_hours(kaggle, session.hours)
-            _launch(session, kaggle, servers, hours, tell)
+            _launch(session, kaggle, servers, hours, report)
         tend = servers.tend if servers else lambda: None
-        state = follow_kernel(kaggle, kernel, hours, pause=session.pause, tell=tell, tend=tend)
+        state = follow_kernel(kaggle, kernel, hours, pause=session.pause, report=report, tend=tend)
     if going and _worked_for(kaggle, kernel) != note.inputs:
         note.forget()
         raise RunError(
@@ -177,7 +177,7 @@ def _attend(
         )
     fetched = fetch_output(kaggle, kernel, folder)
     note.forget()
-    tell(f"{fetched} files were fetched.")
+    report(f"{fetched} files were fetched.")
     if state.name != "COMPLETE":
         why = state.why or "see its log"
         raise RunError(
@@ -228,7 +228,7 @@ def follow_kernel(
     hours: float,
     *,
     pause: float,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     tend: Callable[[], None],
 ) -> KernelState:
     """Wait for a kernel's end and print its log, through interruptions of the network.
@@ -237,7 +237,7 @@ def follow_kernel(
     in time.
     """
     pushed, began, away = time.monotonic(), 0.0, False
-    log = _log_printer(kaggle, kernel, tell, pause)
+    log = _log_printer(kaggle, kernel, report, pause)
     log.start()
     seen = ""
     try:
@@ -248,10 +248,10 @@ def follow_kernel(
             except KaggleUnavailable as error:
                 state = KernelState(name=seen or "QUEUED")
                 if not away:
-                    tell(f"{error} Trying again; the kernel keeps running.")
+                    report(f"{error} Trying again; the kernel keeps running.")
                 away = True
             if state.name != seen:
-                tell(f"{kernel}: {state.name.lower() or 'not there'}")
+                report(f"{kernel}: {state.name.lower() or 'not there'}")
                 seen = state.name
             if state.over:
                 return state
@@ -313,7 +313,7 @@ def _launch(
     kaggle: KaggleAccount,
     servers: ServersProtocol | None,
     hours: float,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
     """Create the servers, upload the private input, and start the kernel."""
     job, slug = session.job, f"{session.name}-inputs-{secrets.token_hex(4)}"
@@ -337,7 +337,7 @@ def _launch(
         ticket = servers.up(server_hours(hours)) if servers else None
         pack.write_inputs(inputs, job.output, ticket)
         pack.check_no_secrets(inputs, session.secrets)
-        tell("uploading the kernel's private input to Kaggle.")
+        report("uploading the kernel's private input to Kaggle.")
         note.write(inputs=slug, pushed=False)
         kaggle.bring(inputs, slug, pause=min(session.pause, 5))
         note.write(inputs=slug, pushed=True)
@@ -346,7 +346,7 @@ def _launch(
         except KernelRefused:
             note.write(inputs=slug, pushed=False)
             raise
-    tell(f"the kernel was started for {hours:g} hours: {url}")
+    report(f"the kernel was started for {hours:g} hours: {url}")
 
 
 @contextmanager
@@ -354,7 +354,7 @@ def _gone_after(
     servers: ServersProtocol | None,
     kaggle: KaggleAccount,
     note: SessionNote,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Iterator[None]:
     """Delete the servers however the block ends, and if possible the private input."""
     try:
@@ -362,14 +362,14 @@ def _gone_after(
     finally:
         if servers:
             servers.down()
-            tell("all servers are deleted, as the cloud confirms.")
+            report("all servers are deleted, as the cloud confirms.")
         if note.inputs:
             with suppress(CahError):  # it is private, and its ticket is no longer valid
                 kaggle.remove(note.inputs)
 
 
 def _log_printer(
-    kaggle: KaggleAccount, kernel: str, tell: Callable[[str], None], pause: float
+    kaggle: KaggleAccount, kernel: str, report: Callable[[str], None], pause: float
 ) -> BackgroundLoop:
     """Return a loop that prints the kernel's log; a broken stream restarts from its beginning."""
     printed = 0
@@ -381,7 +381,7 @@ def _log_printer(
                 return
             if number >= printed:
                 printed += 1
-                tell(f"| {line.rstrip()}")
+                report(f"| {line.rstrip()}")
 
     loop = BackgroundLoop(pause, print_lines, at_once=True)
     return loop

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from cahlib.notebook.panel import Panel
     from cahlib.notebook.results_view import Results
 
-#: The desk of the last call: its thread ends when there is another.
-_desks: list[Panel] = []
+#: The panel of the last call: its thread ends when there is another.
+_panels: list[Panel] = []
 
 
 def form(settings: Mapping[str, Any] | None = None) -> Panel:
@@ -31,20 +31,20 @@ def form(settings: Mapping[str, Any] | None = None) -> Panel:
     require_known_settings(
         settings or ()
     )  # what is remembered is not asked: it may be an older version's
-    while _desks:
-        _desks.pop().close()
-    place = detect_runtime()
-    desk = Panel(place, read_environment(), settings or {})
-    _desks.append(desk)
-    if place.widgets:
-        accept_messages(desk.box)
-        display(desk.box)  # type: ignore[no-untyped-call]
-        desk.watch()
-    if settings and not desk.child.running():
-        desk.begin(desk.form.job())
-    if not place.widgets:
-        _followed(desk)
-    return desk
+    while _panels:
+        _panels.pop().close()
+    runtime = detect_runtime()
+    panel = Panel(runtime, read_environment(), settings or {})
+    _panels.append(panel)
+    if runtime.widgets:
+        accept_messages(panel.box)
+        display(panel.box)  # type: ignore[no-untyped-call]
+        panel.watch()
+    if settings and not panel.process.running():
+        panel.begin(panel.form.job())
+    if not runtime.widgets:
+        _followed(panel)
+    return panel
 
 
 def given(names: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,22 +58,22 @@ def given(names: Mapping[str, Any]) -> dict[str, Any]:
     return {**names.get("settings", {}), **own}
 
 
-def results(desk: Panel) -> Results:
+def results(panel: Panel) -> Results:
     """Show what came out: now, or as soon as the run has ended."""
     from cahlib.notebook.results_view import Results
 
-    return Results(desk)
+    return Results(panel)
 
 
-def _followed(desk: Panel) -> None:
+def _followed(panel: Panel) -> None:
     from cahlib.notebook.text_output import print_progress
 
-    if not desk.child.running():
+    if not panel.process.running():
         print("Nothing was started: nobody can fill in the form here, and no settings are given.")
         return
-    print(desk.place.terms)
+    print(panel.runtime.terms)
     try:
-        print_progress(desk, lambda line: print(line, flush=True))
+        print_progress(panel, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
-        desk.child.stop()  # nobody could press Stop later, and servers cost money
+        panel.process.stop()  # nobody could press Stop later, and servers cost money
         raise

@@ -15,7 +15,7 @@ _FED = 0.85
 _FULL = {
     "parcels": "judging is the slowest step: parcels wait for the model",
     "judged": "writing is the slowest step: judged images wait for the disk",
-    "sealed": "uploading is the slowest step: finished shards wait for it",
+    "committed": "uploading is the slowest step: finished shards wait for it",
 }
 
 

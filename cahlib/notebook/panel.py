@@ -55,18 +55,18 @@ class Panel:
     """What the notebook's cell shows."""
 
     def __init__(
-        self, place: Runtime, environment: Mapping[str, str], given: Mapping[str, Any]
+        self, runtime: Runtime, environment: Mapping[str, str], given: Mapping[str, Any]
     ) -> None:
         """``given`` are values of a Job's fields; without any, those of the last start."""
-        self.place, self._environment = place, environment
+        self.runtime, self._environment = runtime, environment
         chosen = rename_former(given or last_settings())
-        values = {"output": place.output, **environment_settings(environment), **chosen}
+        values = {"output": runtime.output, **environment_settings(environment), **chosen}
         self.form = SettingsForm(
             values, token=find_token(environment), changed=self._changed, warning=self._warning
         )
-        self.child = RunProcess(self._home())
+        self.process = RunProcess(self._home())
         self._quote: Quote | None = None  #: of the settings as they were
-        self._lookout, self._gauge = OrphanMonitor(), MachineMonitor(gpu=place.gpu)
+        self._lookout, self._gauge = OrphanMonitor(), MachineMonitor(gpu=runtime.gpu)
         self._pictured = Path()  #: the run whose pairs are shown
         self._doing = set[str]()  #: what threads beside do
         self._drawer = BackgroundLoop(_TICK, self._draw_now)
@@ -109,7 +109,7 @@ class Panel:
     def plan(self) -> None:
         """Get the quote of the job in the background; nothing is created."""
         job, token = self.form.job(), self.form.token
-        if not self.child.running():
+        if not self.process.running():
             self._beside("plan", lambda: self._ask(job, token))
 
     def fit(self) -> None:
@@ -126,7 +126,7 @@ class Panel:
                 self.form.fields[name].write(text)
             self._ask(self.form.job(), token)
 
-        if not self.child.running():
+        if not self.process.running():
             self._beside("plan", work)
 
     def _ask(self, job: Job, token: str) -> None:
@@ -139,7 +139,7 @@ class Panel:
                 job, self._environment.get(WATCHDOG_VARIABLE, ""), token
             )  # before an order
         if token:
-            self._beside("look", lambda: self._lookout.look(self.child, token))
+            self._beside("look", lambda: self._lookout.look(self.process, token))
         self._quote = make_quote(job, token)
         changed = "" if self.quote else "The settings have changed since; press Plan again."
         self._say(changed, bad=True)
@@ -147,7 +147,7 @@ class Panel:
     def start(self) -> None:
         """Start the run; servers are ordered only after a plan for these settings was shown."""
         job = self.form.job()
-        if self._doing - _QUIETLY or self.child.running():
+        if self._doing - _QUIETLY or self.process.running():
             return  # a second click, or one that waited while the kernel was busy
         if job.place.has_servers and self.quote is None:
             raise RunError("Press Plan first: servers are ordered at a price that you have seen.")
@@ -155,38 +155,38 @@ class Panel:
 
     def begin(self, job: Job) -> None:
         """Start the run of a job, or find it if it is going on."""
-        require_internet(self.place)
-        quote, self.child = self.quote, RunProcess.of(job)
+        require_internet(self.runtime)
+        quote, self.process = self.quote, RunProcess.of(job)
         servers = quote.servers if quote else job.place.swarm or job.place.cores
-        self.child.start(job, self.form.token, self._environment, servers=servers)
+        self.process.start(job, self.form.token, self._environment, servers=servers)
         self._quote, self._lookout.found = None, ()
         remember_job(job)
         self._refresh()
 
     def stop(self) -> None:
         """Ask the run to end cleanly; a second click changes nothing."""
-        self.child.stop()
+        self.process.stop()
         self._refresh()
 
     def tear_down(self) -> None:
         """End the run at once and delete its servers, in the background."""
-        child, token = self.child, self.form.token
-        self._beside("down", lambda: child.tear_down(token, self._say))
+        process, token = self.process, self.form.token
+        self._beside("down", lambda: process.tear_down(token, self._say))
 
     def delete(self) -> None:
         """Delete orphaned servers."""
-        child, token = self.child, self.form.token
+        process, token = self.process, self.form.token
 
         def work() -> None:
             self._say("Deleting them …")
-            self._lookout.delete(child, token)
+            self._lookout.delete(process, token)
             self._say("They are gone: the cloud lists none of them.")
 
         self._beside("delete", work)
 
     def adopt(self) -> None:
         """Continue with this run's existing servers; no others are ordered."""
-        own = self._lookout.own(self.child)
+        own = self._lookout.own(self.process)
         if own and not self._doing - _QUIETLY:
             self.form.fields["cores"].write("0")
             self.form.fields["swarm"].write(str(own))
@@ -212,7 +212,7 @@ class Panel:
         """Tell now, and at each drawing, whether the run is going on; never two at once."""
         with self._drawing:
             self._watchers.append(watcher)
-            watcher(self.child.running())
+            watcher(self.process.running())
 
     def follow(self, *, always: bool = True) -> None:
         """Execute while the run goes on, so that the session is not ended as idle.
@@ -220,26 +220,26 @@ class Panel:
         Interrupt the cell to do something else; the run goes on. Unless ``always``, only where
         sessions are ended when no cell executes.
         """
-        if not self.place.widgets or not (always or self.place.is_idle_soon):
+        if not self.runtime.widgets or not (always or self.runtime.is_idle_soon):
             return
-        if not follow_run(lambda: self.child.running(), wait=self.place.follow_seconds):
+        if not follow_run(lambda: self.process.running(), wait=self.runtime.follow_seconds):
             print("No run is in progress. Run this cell after Start, to keep the session awake.")
 
     def draw(self, *, turned: bool = True) -> None:
         """Draw what is known now; pairs and nodes only if ``turned``."""
         with self._drawing:
-            child = self.child  # another click may put another in its place
-            known = self.known(child)
+            process = self.process  # another click may put another in its place
+            known = self.known(process)
             shown = state.panel_state(known)
-            machine = self._gauge.read(child.home.parent)
+            machine = self._gauge.read(process.home.parent)
             self._put("head", view.head_html(shown, known.live, machine, running=known.running))
             self._put("charts", view.charts_html(known.live, running=known.running))
             self._put("losses", view.drops_html(known.live))
-            self._put("log", view.log_html(child.said()))
+            self._put("log", view.log_html(process.log_lines()))
             if turned or known.running != self._was_running:
                 there = known.live if known.running else {}
                 self._put("nodes", view.nodes_html(there, int(time.time() / _TURN)))
-                self._show_gallery(child, known.live)
+                self._show_gallery(process, known.live)
             unsafe = any(pair["clear"] for pair in known.live.get("latest") or ())
             self._unsafe.layout.display = None if unsafe else "none"
             self._put("banner", view.message_html(shown.banner, bad=True) if shown.banner else "")
@@ -249,33 +249,33 @@ class Panel:
             for each in self._watchers:
                 each(known.running)
         token = self.form.token
-        if self.place.widgets and self._lookout.is_due(child, token, running=known.running):
-            self._beside("look", lambda: self._lookout.look(child, token))
+        if self.runtime.widgets and self._lookout.is_due(process, token, running=known.running):
+            self._beside("look", lambda: self._lookout.look(process, token))
 
-    def _show_gallery(self, child: RunProcess, live: Mapping[str, Any]) -> None:
+    def _show_gallery(self, process: RunProcess, live: Mapping[str, Any]) -> None:
         """Draw the latest pairs; those of a run that has ended, and tells of none, stay."""
         html = view.gallery_html(live, clear=self._unsafe.value)
-        if html or child.home != self._pictured:
+        if html or process.home != self._pictured:
             self._put("gallery", html)
-            self._pictured = child.home
+            self._pictured = process.home
 
-    def known(self, child: RunProcess) -> state.RunInfo:
+    def known(self, process: RunProcess) -> state.RunInfo:
         """Return what is known of a run, and of what is asked for."""
         doing, quote = self._doing.copy(), self.quote
         return state.RunInfo(
-            running=child.running(),
-            live=child.live(),
-            launched=child.launched,
-            asked=child.asked,
-            servers=child.servers,
-            said=child.said(),
+            running=process.running(),
+            live=process.live(),
+            launched=process.launched,
+            asked=process.asked,
+            servers=process.servers,
+            log_lines=process.log_lines(),
             busy=next((each for each in ("down", "delete", "plan") if each in doing), ""),
             wanted=self.form.wants_servers,
             order=quote.order if quote else "",
             planned=quote is not None,
-            left=child.has_servers,
+            left=process.has_servers,
             orphans=[str(each) for each in self._lookout.found],
-            own=self._lookout.own(child),
+            own=self._lookout.own(process),
             vanishing=bool(self._warning("output", self.form.fields["output"].text)),
             unasked=self._lookout.trouble,
             token=bool(self.form.token),
@@ -332,7 +332,7 @@ class Panel:
         self._refresh()
 
     def _laid_out(self) -> widgets.VBox:
-        terms = " ".join(filter(None, (self.place.terms, self.place.advice)))
+        terms = " ".join(filter(None, (self.runtime.terms, self.runtime.advice)))
         return widgets.VBox(
             [
                 widgets.HTML(view.note_html(terms)),
@@ -348,7 +348,7 @@ class Panel:
         )
 
     def _warning(self, name: str, text: str) -> str:
-        return self.place.warning(text) if name == "output" else ""
+        return self.runtime.warning(text) if name == "output" else ""
 
     def _row(self, *parts: Any) -> widgets.HBox:
         """Return buttons, by their names, and other widgets beside each other."""
@@ -357,8 +357,8 @@ class Panel:
 
     def _changed(self) -> None:
         """Something else was typed: the plan holds no more, and the dataset may be another."""
-        if not self.child.running():
-            self.child = RunProcess(self._home())
+        if not self.process.running():
+            self.process = RunProcess(self._home())
         self._refresh()
 
     def _home(self) -> Path:

@@ -103,7 +103,7 @@ class RunProcess:
         """Return the run's last status."""
         return status.read_status(self.directory.status)
 
-    def said(self, *, lines: int = 8) -> list[str]:
+    def log_lines(self, *, lines: int = 8) -> list[str]:
         """Return the last lines of its log."""
         with suppress(OSError), open(self.log, "rb") as file:
             file.seek(max(0, self.log.stat().st_size - 20_000))
@@ -133,10 +133,10 @@ class RunProcess:
             _end(pid)
 
     def tear_down(
-        self, token: str, tell: Callable[[str], None], *, timeout: float = _TEAR_DOWN_TIMEOUT
+        self, token: str, report: Callable[[str], None], *, timeout: float = _TEAR_DOWN_TIMEOUT
     ) -> None:
         """End the run at once, and make sure that its servers are deleted; raise RunError."""
-        tell("Ending the run …")
+        report("Ending the run …")
         if pid := self._pid():
             if not self.asked and (state := self.live().get("state")) != "stopping":
                 _end(pid)
@@ -148,9 +148,9 @@ class RunProcess:
         if not wait_until(lambda: not self.running(), timeout=timeout, pause=0.2):
             raise RunError("the run does not end; see its log, and `cah swarm down --all-runs`.")
         if self.has_servers:
-            tell("Asking the cloud whether its servers are gone …")
+            report("Asking the cloud whether its servers are gone …")
             self._servers_down(token)
-        tell("The run has ended; nothing of it is left at the cloud.")
+        report("The run has ended; nothing of it is left at the cloud.")
 
     def _has_heard(self) -> bool:
         return not self.running() or self.live().get("state") == "stopping"

@@ -54,8 +54,8 @@ pairs = pairs.to_tuple("jpg;png;webp;avif", "txt")"""
 class Results:
     """What the last cell shows: a word that it waits, then the results."""
 
-    def __init__(self, desk: Panel) -> None:
-        self._desk, self._was_running = desk, True
+    def __init__(self, panel: Panel) -> None:
+        self._panel, self._was_running = panel, True
         self._taken = threading.Lock()  #: while the dataset is packed or copied
         self.about, self.report, self.servers = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.message = widgets.HTML()
@@ -67,7 +67,7 @@ class Results:
             placeholder="s3://…, gdrive://…, file:///content/drive/MyDrive/…",
             layout=widgets.Layout(width="26em"),
         )
-        self.dataset = DatasetView(lambda: self.folder, desk.place.name)
+        self.dataset = DatasetView(lambda: self.folder, panel.runtime.name)
         self.look = widgets.Button(description="Look through it")
         self.look.on_click(lambda _: self._beside(self._alone(self.dataset.open)))
         self.pack = widgets.Button(description="Make a zip")
@@ -89,17 +89,17 @@ class Results:
                 self.report,
             ]
         )
-        if desk.place.widgets:
+        if panel.runtime.widgets:
             accept_messages(self.box)
-            desk.beside.append(self.box)
-            desk.on_drawing(self._drawn)
+            panel.beside.append(self.box)
+            panel.on_drawing(self._drawn)
             display(self.box)  # type: ignore[no-untyped-call]
         else:
             self._print()
 
     @property
     def folder(self) -> Path:
-        return self._desk.child.home.parent
+        return self._panel.process.home.parent
 
     def _drawn(self, running: bool) -> None:
         """Show the results once, when the run has come to its end."""
@@ -114,7 +114,7 @@ class Results:
             return
         self.about.value = self._about()
         self.report.value = _framed(self.folder / "report.html")
-        if self._desk.child.has_servers:
+        if self._panel.process.has_servers:
             self._beside(self._ask)
 
     def _about(self) -> str:
@@ -124,7 +124,7 @@ class Results:
         )
 
     def _where(self) -> str:
-        output = self._desk.form.fields["output"].text
+        output = self._panel.form.fields["output"].text
         return f"It is in {self.folder}" + (f", and at {output}." if "://" in output else ".")
 
     def _loading(self) -> str:
@@ -151,7 +151,7 @@ class Results:
             print("There are no results.")
             return
         print(f"{self._where()} To load it:\n\n{self._loading()}")
-        if self._desk.child.has_servers:
+        if self._panel.process.has_servers:
             print(self._remaining())
         display(HTML(_framed(self.folder / "report.html")))  # type: ignore[no-untyped-call]
 
@@ -165,7 +165,7 @@ class Results:
 
         try:
             left = lifecycle.run_servers(
-                cloud_accounts(self._desk.form.token), self._desk.child.home / "swarm"
+                cloud_accounts(self._panel.form.token), self._panel.process.home / "swarm"
             )
         except CahError as error:
             return f"Whether every server is gone could not be asked: {error}"

@@ -169,9 +169,9 @@ def _exceptions_of(module: Any) -> tuple[type[Exception], ...]:
     return tuple(x for x in known if isinstance(x, type) and issubclass(x, Exception))
 
 
-def require_internet(place: Runtime, *, host: str = "data.commoncrawl.org") -> None:
+def require_internet(runtime: Runtime, *, host: str = "data.commoncrawl.org") -> None:
     """Raise ConfigError where a Kaggle notebook has no internet, which is off at first."""
-    if place.name != "Kaggle":
+    if runtime.name != "Kaggle":
         return
     try:
         socket.getaddrinfo(host, 443)

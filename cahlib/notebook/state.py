@@ -43,7 +43,7 @@ class RunInfo:
     launched: bool = False  #: a run was started for this dataset
     asked: str = ""  #: of the last launch: "", "stop" or "down"
     servers: int = 0  #: that the last launch asked for
-    said: Sequence[str] = ()  #: the last lines of its log
+    log_lines: Sequence[str] = ()  #: the last lines of its log
     busy: str = ""  #: what the panel does beside: "", "plan", "down" or "delete"
     wanted: bool = False  #: the form asks for servers
     planned: bool = False  #: a plan is drawn for exactly these settings
@@ -78,7 +78,7 @@ def panel_state(known: RunInfo) -> PanelState:
         phase=now,
         heading=run_heading(known),
         bad=dead,
-        lines=known.said[-5:] if dead else (),
+        lines=known.log_lines[-5:] if dead else (),
         start=_start(known),
         allowed=frozenset(_allowed(known)),
         settings=not known.running and known.busy in ("", "plan"),
@@ -109,7 +109,7 @@ def run_heading(known: RunInfo) -> str:
     if now is Phase.STOPPED:
         return _stopped(known)
     if now is Phase.FAILED:
-        why = known.live.get("sentence") or "".join(known.said[-1:]).removeprefix("cah: ")
+        why = known.live.get("sentence") or "".join(known.log_lines[-1:]).removeprefix("cah: ")
         return f"The run failed: {why}"
     return _HEADINGS[now]
 

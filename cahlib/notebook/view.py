@@ -124,16 +124,16 @@ def nodes_html(live: Mapping[str, Any], turn: int) -> str:
 
 def drops_html(live: Mapping[str, Any]) -> str:
     """Return why candidates did not become images, the most frequent reasons first."""
-    lost = lives.status_stats(live).dropped
+    dropped = lives.status_stats(live).dropped
     causes = sorted(
-        (r for r in DropReason if r.stage is Stage.FETCH and lost[r]), key=lambda r: -lost[r]
+        (r for r in DropReason if r.stage is Stage.FETCH and dropped[r]), key=lambda r: -dropped[r]
     )
     if not causes:
         return ""
-    most = lost[causes[0]]
+    most = dropped[causes[0]]
     rows = "".join(
-        f"<span>{escape(each.phrase)}</span><span>{lost[each]:,}</span>"
-        f'<div class="bar"><i style="width:{100 * lost[each] / most:.1f}%"></i></div>'
+        f"<span>{escape(each.phrase)}</span><span>{dropped[each]:,}</span>"
+        f'<div class="bar"><i style="width:{100 * dropped[each] / most:.1f}%"></i></div>'
         for each in causes[:8]
     )
     return _cah(f'<h4>Failures by cause</h4><div class="losses">{rows}</div>')
@@ -184,7 +184,7 @@ def _cah(inner: str) -> str:
 
 
 def _queues(live: Mapping[str, Any]) -> str:
-    names = {"parcels": "parcels", "judged": "judged images", "sealed": "committed shards"}
+    names = {"parcels": "parcels", "judged": "judged images", "committed": "committed shards"}
     waiting = (
         f"{live['queues'][name][0]}/{live['queues'][name][1]} {what}"
         for name, what in names.items()

@@ -65,7 +65,7 @@ from cahlib.run.scrape import scrape
 from cahlib.run.scrapers import Engine, EngineFactory, open_scrapers, with_thumbs
 
 #: Capacities of the queues: parcels on disk, scored images in memory, manifests.
-_PARCELS, _JUDGED, _SEALED = 2, 256, 2
+_PARCELS, _JUDGED, _COMMITTED = 2, 256, 2
 
 #: Seconds until a ledger without shards is asked again, unless a job ends before.
 _LEASE_INTERVAL = 0.5
@@ -118,7 +118,7 @@ def run(
         return RunResult(
             folder=folder,
             shards=ledger.counts(),
-            stats=found.stats,  # not the ledger's: purges are told to the seals alone
+            stats=found.stats,  # not the ledger's: purges change the manifests alone
             errors=tuple(ledger.errors()),
             warnings=tuple(found.warnings()),
             stopped=stop.is_set() and (ledger.has_more() or bool(ledger.in_state(COMMITTED))),
@@ -152,7 +152,7 @@ class _Work:
         self._slices = FailedLinks(self._folder, job)
         self._away = self._parcels  #: where the scrapers write them
         self._ours = describe_continued(job)
-        self._sealed = ledger.stats()  #: of the shards in the dataset
+        self._committed = ledger.stats()  #: of the shards in the dataset
         self._in_work: dict[str, ScoredParcel] = {}  #: by shard id, from parcel to manifest
         self._counting = threading.Lock()  #: a shard is always in exactly one of these two
         self._told: Callable[[], list[Any]] = list  #: what running scrapers report
@@ -198,7 +198,7 @@ class _Work:
                 self._worked = loaded.worked
                 judged = pipeline.prefetch(self._judge(opened, loaded), _JUDGED, "judged")
                 written = self._write(judged, self._spec(loaded))
-                for each in pipeline.prefetch(written, _SEALED, "sealed"):
+                for each in pipeline.prefetch(written, _COMMITTED, "committed"):
                     uploads.add(each)
 
     def _scrape(self, scrapers: Engine, pipeline: Pipeline) -> Iterator[ScoredParcel]:
@@ -279,8 +279,8 @@ class _Work:
     def _judged(
         self, work: ScoredParcel, images: Iterable[Image], loaded: Scorer
     ) -> Iterator[Judged]:
-        harmless = drop_known_harm(images, self._harmful, work.stats)
-        judged = loaded.judged(harmless, self._job.judge, work.stats)
+        images = drop_known_harm(images, self._harmful, work.stats)
+        judged = loaded.judged(images, self._job.judge, work.stats)
         return self._ledger.resolve_claims(work.parcel.shard, judged)
 
     def _spec(self, loaded: Scorer) -> DatasetSpec:
@@ -319,26 +319,26 @@ class _Work:
                 known = error.args[0] if isinstance(error, _Failed) else error
                 self._failures.failed(shard, known)
                 continue
-            sealed = written.result()
+            committed = written.result()
             commit_shards(self._folder, self._ours, [shard.id])
-            add_tar(self._folder, sealed)
-            self._ledger.commit(shard, read_uids(self._folder, sealed), sealed.stats)
+            add_tar(self._folder, committed)
+            self._ledger.commit(shard, read_uids(self._folder, committed), committed.stats)
             self._known.commit_shard()
-            self._dead_domains.add(sealed.silent)
+            self._dead_domains.add(committed.silent)
             scraped = work.parcel.finished - work.parcel.started
-            self._meter.add(sealed.stats, scraped=scraped, worked=self._worked())
+            self._meter.add(committed.stats, scraped=scraped, worked=self._worked())
             with self._counting:
                 self._in_work.pop(shard.id, None)
-                self._sealed += sealed.stats
-            yield sealed
+                self._committed += committed.stats
+            yield committed
 
-    def _finish(self, sealed: ShardManifest) -> None:
+    def _finish(self, committed: ShardManifest) -> None:
         """Record that a committed shard is at its destination, and delete its parcel."""
-        brought = self._ledger.get_parcel(sealed.shard)
-        self._ledger.mark_done(sealed.shard)
+        brought = self._ledger.get_parcel(committed.shard)
+        self._ledger.mark_done(committed.shard)
         if brought:
             storage.delete_upload(brought)
-        parcels.delete_parcel(self._parcels, sealed.shard)
+        parcels.delete_parcel(self._parcels, committed.shard)
 
     def snapshot(self, elapsed: float, finished: bool) -> Snapshot:
         """Return the state of the work."""
@@ -375,7 +375,7 @@ class _Work:
         """Return the stats of all shards, those in progress included, while other threads count."""
         told = (Stats.from_dict(values) for values in self._told())
         with self._counting:
-            works, whole = list(self._in_work.values()), self._sealed
+            works, whole = list(self._in_work.values()), self._committed
         # through a dict: adding two Counters fails if another thread puts a new key into one
         in_work = (work.parcel.stats + Stats.from_dict(work.stats.as_dict()) for work in works)
         return sum((*told, *in_work), whole)

@@ -41,8 +41,8 @@ class RetryResult:
 
     def failed(self) -> dict[DropReason, int]:
         """Return why links failed again, the most frequent reason first."""
-        lost = self.stats.dropped.most_common()
-        return {reason: number for reason, number in lost if reason.stage is Stage.FETCH and number}
+        dropped = self.stats.dropped.most_common()
+        return {reason: n for reason, n in dropped if reason.stage is Stage.FETCH and n}
 
 
 def require_own_shards(job: Job) -> None:

@@ -80,7 +80,7 @@ def open_scrapers(
     if place.engine:
         from cahlib.engine.remote import remote_engine
 
-        with remote_engine(_reach(job), home) as cluster:
+        with remote_engine(_engine_address(job), home) as cluster:
             _await_workers(cluster, place.engine, stop)
             yield _Supplied(cluster), cluster.folder
             cluster.drain(timeout=_DRAIN)
@@ -175,20 +175,20 @@ def _endpoint() -> str:
     return os.environ.get("HCLOUD_ENDPOINT", "") or hetzner.ENDPOINT
 
 
-def _reach(job: Job) -> ClusterAddress:
+def _engine_address(job: Job) -> ClusterAddress:
     """Return the cluster that a job names, by address or ticket; it may serve other runs too."""
     from cahlib.engine import ticket
     from cahlib.engine.cluster import ClusterAddress
 
     place, own = job.place, RunDirectory(job.output.folder).path
     if "://" in place.engine:
-        reach = ClusterAddress(address=place.engine, staging=place.staging)
+        address = ClusterAddress(address=place.engine, staging=place.staging)
     else:
         keys = secret_store.secret_path(own / "engine", "ticket")
         shutil.rmtree(own / "ticket", ignore_errors=True)  # where an earlier version had them
-        reach = ticket.read_ticket(expand_home(place.engine), keys)
+        address = ticket.read_ticket(expand_home(place.engine), keys)
     # they may have other rules for the same shards
-    return reach.for_run(secret_store.run_name(own / "engine"))
+    return address.for_run(secret_store.run_name(own / "engine"))
 
 
 def check_engine_settings(job: Job) -> None:

@@ -267,10 +267,10 @@ def _is_head(server: Server) -> bool:
 
 
 @contextmanager
-def monitored(watch: HealthMonitor) -> Iterator[None]:
+def monitored(monitor: HealthMonitor) -> Iterator[None]:
     """Monitor while the block runs."""
-    watch.start()
+    monitor.start()
     try:
         yield
     finally:
-        watch.end()
+        monitor.end()

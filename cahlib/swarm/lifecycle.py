@@ -103,10 +103,10 @@ def swarm_engine(
             ) as engine,
         ):
             monitor.attach(engine)
-            watch = HealthMonitor(
+            health = HealthMonitor(
                 provisioner, engine, firewall, startup, report=report, rules=config.rules
             )
-            with _wound_down(provisioner, engine, keys, config), monitored(watch):
+            with _wound_down(provisioner, engine, keys, config), monitored(health):
                 yield engine
 
 

@@ -75,11 +75,11 @@ def _state(cloud: str, step: str, seen: float | None, works: bool) -> str:
     return "works" if works else "idle"
 
 
-def observe_cluster(reach: cluster.ClusterAddress) -> ClusterWork:
+def observe_cluster(address: cluster.ClusterAddress) -> ClusterWork:
     """Return what a cluster's workers do, for any driver; nothing if it does not answer."""
     with (
         suppress(RunError, *remote.CONNECTION_ERRORS),
-        closing(cluster.connect(reach, 5)) as client,
+        closing(cluster.connect(address, 5)) as client,
     ):
         workers = cluster.list_workers(client)
         assigned = client.processing()

@@ -176,7 +176,7 @@ def test_a_job_that_came_to_nothing_holds_no_folder(tmp_path, monkeypatch):
 def test_what_was_done_is_never_given_to_another_job(
     tmp_path, monkeypatch, capsys, left, name, value
 ):
-    """A seal, a parcel, or the ledger's word alone: a dataset may have been moved or damaged."""
+    """A manifest, a parcel, or the ledger alone: a dataset may have been moved or damaged."""
     monkeypatch.chdir(tmp_path)
     job = begun(left)
     folder = job.output.folder

@@ -9,9 +9,9 @@ from tests.world import judged as world
 
 def test_a_list_of_domains_is_built_from_datasets(tmp_path, capsys):
     folder, out = tmp_path / "set", str(tmp_path / "failed.txt")
-    sealed = world.write(folder, shard="s-0")
+    manifest = world.write(folder, shard="s-0")
     silent = "dead.example", "2606:4700::1", "gone.example", "host1.example"
-    known = replace(sealed, silent=silent)
+    known = replace(manifest, silent=silent)
     (folder / manifest_path("s-0")).write_bytes(encode_manifest(known))
     assert main(["blocklist", "build", str(folder), "--output", out]) == 0
     capsys.readouterr()

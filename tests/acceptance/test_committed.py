@@ -110,9 +110,9 @@ def lose_list_and_run(folder):
 def become_old(folder):
     """As of a cahlib that knew no dataset.json."""
     lose_list_and_run(folder)
-    for sealed in list(read_manifests(folder)):
-        old = encode_manifest(dataclasses.replace(sealed, settings=""))
-        (folder / manifest_path(sealed.shard.id)).write_bytes(old)
+    for manifest in list(read_manifests(folder)):
+        old = encode_manifest(dataclasses.replace(manifest, settings=""))
+        (folder / manifest_path(manifest.shard.id)).write_bytes(old)
 
 
 LOSSES = [
@@ -282,8 +282,8 @@ def test_two_machines_at_one_url_bring_each_shard_once(crawl, url, web, tmp_path
 
 def files_of(folder, at=0):
     """The files of one shard."""
-    sealed = list(read_manifests(folder))[at]
-    return [folder / path for path in (manifest_path(sealed.shard.id), *sealed.files)]
+    manifest = list(read_manifests(folder))[at]
+    return [folder / path for path in (manifest_path(manifest.shard.id), *manifest.files)]
 
 
 def cut_tar(folder):
@@ -422,10 +422,10 @@ def other(web, tmp_path_factory):
 def test_the_run_of_another_dataset_brings_nothing_into_this_one(
     job, folder, other, caplog, tmp_path, name
 ):
-    for sealed in list(read_manifests(folder))[:1]:  # there is something to do, too
+    for manifest in list(read_manifests(folder))[:1]:  # there is something to do, too
         for path in files_of(folder):
             path.unlink()
-        forget_shards(folder, [sealed.shard.id])
+        forget_shards(folder, [manifest.shard.id])
     if name == "run":
         shutil.rmtree(folder / "run")
         shutil.copytree(other / "run", folder / "run")

@@ -61,8 +61,8 @@ def whole():
 def undisturbed(whole, tmp_path_factory):
     """The dataset of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed") / "dataset"
-    _, web, patience = whole
-    assert main(["run", *run_options(web, folder, **patience)]) == 0
+    _, web, timeouts = whole
+    assert main(["run", *run_options(web, folder, **timeouts)]) == 0
     return folder
 
 
@@ -112,7 +112,7 @@ def rows(folder: Path) -> dict[str, list]:
 
 
 def stats(folder: Path) -> Stats:
-    return sum((sealed.stats for sealed in read_manifests(folder)), Stats())
+    return sum((manifest.stats for manifest in read_manifests(folder)), Stats())
 
 
 def assert_same(folder: Path, other: Path) -> None:
@@ -135,9 +135,9 @@ def test_every_link_meets_the_fate_that_the_world_foresaw(whole, undisturbed):
 
 
 def test_the_same_command_again_does_nothing_twice(whole, undisturbed, capsys):
-    _, web, patience = whole
+    _, web, timeouts = whole
     before, asked = rows(undisturbed), len(web.requests)
-    ran = command.said(capsys, "run", *run_options(web, undisturbed, **patience))
+    ran = command.said(capsys, "run", *run_options(web, undisturbed, **timeouts))
     assert ran.returncode == 0
     assert rows(undisturbed) == before
     again = {urlsplit(request.url).path for request in web.requests[asked:]}
@@ -158,7 +158,7 @@ for line in sys.stdin.read().splitlines():
 
 
 def test_what_judges_nothing_starts_without_torch(whole, undisturbed, tmp_path):
-    _, web, patience = whole
+    _, web, timeouts = whole
     folder = shutil.copytree(undisturbed, tmp_path / "dataset")
     nothing = tmp_path / "none.txt"
     nothing.write_text("http://example.org/nowhere.jpg\n")
@@ -168,7 +168,7 @@ def test_what_judges_nothing_starts_without_torch(whole, undisturbed, tmp_path):
         ("run", "--shards", "-1"): 2,
         ("run", "--crawl", "nothing.wat.gz"): 2,
         ("run", "--crawl", "nothing.wat.gz", "--heads", "nothing.json"): 2,
-        ("run", *run_options(web, folder, **patience)): 0,  # all is done
+        ("run", *run_options(web, folder, **timeouts)): 0,  # all is done
         ("inspect", str(folder)): 0,
         ("verify", str(folder)): 0,
         ("dedup", str(folder)): 0,
@@ -214,7 +214,7 @@ def leased(folder: Path) -> bool:
 MOMENTS = {
     "when it has just begun": leased,
     "while images arrive": parcels,
-    "when a parcel is sealed": lambda folder: list(folder.glob("run/parcels/*-?.json")),
+    "when a parcel is written": lambda folder: list(folder.glob("run/parcels/*-?.json")),
     "while pairs are written": lambda folder: list(folder.glob("metadata/*")),
     "when a shard is in the dataset": lambda folder: list(folder.glob("shards/*.json")),
 }
@@ -306,8 +306,8 @@ def test_two_runs_do_not_write_to_one_folder(web, tmp_path, capsys):
 
 
 def test_the_folder_of_another_job_is_refused(whole, undisturbed, capsys):
-    _, web, patience = whole
-    options = run_options(web, undisturbed, threshold=0.1, languages="de", **patience)
+    _, web, timeouts = whole
+    options = run_options(web, undisturbed, threshold=0.1, languages="de", **timeouts)
     ran = command.said(capsys, "run", *options)
     assert ran.returncode == 2
     assert "settings: languages en instead of de; threshold 0.22 instead of 0.1." in ran.stderr

@@ -99,8 +99,8 @@ def installed(tmp_path_factory):
 @pytest.fixture
 def files(tmp_path):
     """A folder with what the commands are given."""
-    sealed = judged.write(tmp_path / "dataset")
-    (tmp_path / "uids").write_text(read_uids(tmp_path / "dataset", sealed)[0])
+    manifest = judged.write(tmp_path / "dataset")
+    (tmp_path / "uids").write_text(read_uids(tmp_path / "dataset", manifest)[0])
     (tmp_path / "domains").write_text("example.com\n")
     (tmp_path / "a.warc.wat.gz").write_bytes(small.file(0, 1))
     return tmp_path

@@ -44,7 +44,7 @@ def run(recorded, capsys, folder: Path, crawl: Path) -> Stats:
         )
     assert ran.returncode == 0, ran.stderr
     assert list(verify(folder)) == []
-    stats = sum((sealed.stats for sealed in read_manifests(folder)), Stats())
+    stats = sum((manifest.stats for manifest in read_manifests(folder)), Stats())
     assert [stats.unaccounted(stage) for stage in Stage] == [0, 0, 0, 0]
     return stats
 

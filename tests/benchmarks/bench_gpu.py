@@ -103,15 +103,15 @@ def ours(*told: str) -> Found:
     )
     model = load_clip(options)
     safety = Safety.load("", model)
-    sealed = parcel.find_parcel(Path(work.place), SHARD)
-    some = list(itertools.islice(parcel.read_images(sealed), min(work.batch, model.batch)))
+    found = parcel.find_parcel(Path(work.place), SHARD)
+    some = list(itertools.islice(parcel.read_images(found), min(work.batch, model.batch)))
     pixels = [model.prepare(image.data) for image in some]
     texts = [image.candidate.text for image in some]
     model.embed(pixels, texts)
     with driver(work.device) as seen:
         start, cpu, worked = time.perf_counter(), time.process_time(), model.worked()
-        parcel.check_parcel(sealed)
-        images = parcel.read_images(sealed)
+        parcel.check_parcel(found)
+        images = parcel.read_images(found)
         first = next(images)
         opened = time.perf_counter() - start
         judged = score_pairs(

@@ -13,7 +13,7 @@ How late our event loop is meanwhile is measured with as many connections, and w
 
 Below both stands what no client that proves its images by decoding can go below: the decoding
 alone, at the scale that is needed, by the library that both use (libjpeg-turbo for JPEG); and the
-whole gate without any network: decoding, shrinking, encoding and three hashes.
+whole validation without any network: decoding, shrinking, encoding and three hashes.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def lag(*work: int) -> Found:
 
 
 def floor(side: int, folder: Path) -> None:
-    """Print what decoding takes by itself, and with all that the gate does."""
+    """Print what decoding takes by itself, and with all that validation does."""
     options = Download(resize=side, min_bytes=0)
 
     def decode(data: bytes) -> None:
@@ -148,7 +148,7 @@ def floor(side: int, folder: Path) -> None:
 
     for name, does in (
         ("decoding alone", decode),
-        ("the gate", lambda data: validate_image(data, options)),
+        ("validation", lambda data: validate_image(data, options)),
     ):
         taken = 0.0
         paths = list(folder.iterdir())

@@ -1,4 +1,4 @@
-"""Does the gate tell half pictures from whole ones? JPEGs of many encoders, damaged and odd.
+"""Does validation tell half pictures from whole ones? JPEGs of many encoders, damaged and odd.
 
     python -m tests.benchmarks.bench_proof [--files 2000] [--seed 0] [--small]
 

@@ -131,8 +131,8 @@ def bringup(_: Options) -> None:
         keys = SwarmKeys(Path(folder) / "keys")
         machine = running.boot("node", user_data(keys, "node"))
         login = Login(name="node", address=machine.address, keys=keys)
-        goods = install.make_package(Path(folder) / "wheel", wheelhouse=image.wheels)
-        took = install.set_up_node(login, goods, head=login, networks_for=hosts.admitted([login]))
+        package = install.make_package(Path(folder) / "wheel", wheelhouse=image.wheels)
+        took = install.set_up_node(login, package, head=login, networks_for=hosts.admitted([login]))
         started = time.monotonic()
         with remote_engine(reached(login), Path(folder) / "home") as scrapers:
             scrapers.await_nodes([login.name], timeout=60)
@@ -192,8 +192,8 @@ def brought_up(running: hosts.Hosts, count: int) -> list[Login]:
     for n in range(count):
         running.boot(f"node{n}", user_data(keys, f"node{n}"))
     logins = [Login(name=h.name, address=h.address, keys=keys) for h in running.all.values()]
-    goods = install.make_package(running.folder / "wheel")
-    if failed := hosts.set_up(logins, goods):
+    package = install.make_package(running.folder / "wheel")
+    if failed := hosts.set_up(logins, package):
         raise next(iter(failed.values()))
     return logins
 

@@ -69,11 +69,11 @@ def write(every: list[Image], folder: Path, forms: tuple[str, ...]) -> None:
         forms=forms,
         versions={},
     )
-    sealed = replace(parcel([], folder), images=len(every))
+    found = replace(parcel([], folder), images=len(every))
     write_shard(
         folder,
         judged(every),
-        ScoredParcel(parcel=sealed, stats=Stats()),
+        ScoredParcel(parcel=found, stats=Stats()),
         spec=spec,
         again=lambda _: None,
     )

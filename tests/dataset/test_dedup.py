@@ -257,7 +257,7 @@ def test_of_each_the_largest_stays_or_what_fits_its_text_best(folder, capsys):
     assert "Removed 3 pairs from 2 shards." in capsys.readouterr().out
     assert world.left(folder) == [1, 3, 4, 6]
     assert list(verify(folder)) == []
-    lost = [sealed.stats.dropped[DropReason.NEAR_DUPLICATE] for sealed in read_manifests(folder)]
+    lost = [each.stats.dropped[DropReason.NEAR_DUPLICATE] for each in read_manifests(folder)]
     assert lost == [2, 1]
     assert main(["dedup", str(folder), "--apply"]) == 0
     assert "0 of 4 images" in capsys.readouterr().out

@@ -39,16 +39,16 @@ class Run:
             return told[-1]
 
         self.known.begin_shard()
-        sealed = write_shard(
+        manifest = write_shard(
             self.options.folder,
             self.broken(made) if fails else made,
             ScoredParcel(parcel=world.parcel(name, images=len(made)), stats=world.stats_of(made)),
             spec=world.SPEC,
             again=listen,
         )
-        assert sealed.stats.unaccounted(Stage.JUDGE) == 0
-        self.uids.update(read_uids(self.options.folder, sealed))
-        self.shards.append(sealed.shard)
+        assert manifest.stats.unaccounted(Stage.JUDGE) == 0
+        self.uids.update(read_uids(self.options.folder, manifest))
+        self.shards.append(manifest.shard)
         self.known.commit_shard()
         return told
 

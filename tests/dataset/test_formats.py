@@ -119,17 +119,17 @@ for record in records:
 
 
 def test_a_file_has_its_name_only_when_it_is_published(tmp_path):
-    sink = HashedFile(tmp_path / "a.tar")
-    sink.write(b"abc")
-    stored = sink.close()
+    file = HashedFile(tmp_path / "a.tar")
+    file.write(b"abc")
+    stored = file.close()
     assert not (tmp_path / "a.tar").exists()
-    sink.publish()
+    file.publish()
     assert (tmp_path / "a.tar").read_bytes() == b"abc"
     assert stored.size == 3 and stored.sha256.startswith("ba7816bf")
 
 
 def test_a_discarded_file_leaves_nothing(tmp_path):
-    sink = HashedFile(tmp_path / "a.tar")
-    sink.scratch().write(b"x")
-    sink.discard()
+    file = HashedFile(tmp_path / "a.tar")
+    file.scratch().write(b"x")
+    file.discard()
     assert list(tmp_path.iterdir()) == []

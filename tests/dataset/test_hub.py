@@ -58,8 +58,8 @@ class Clock:
         self.now += seconds
 
 
-def names(sealed):
-    return {f"crawl/{path}" for path in (*sealed.files, manifest_path(sealed.shard.id))}
+def names(manifest):
+    return {f"crawl/{path}" for path in (*manifest.files, manifest_path(manifest.shard.id))}
 
 
 def uploads(clock, through):
@@ -105,8 +105,8 @@ def test_the_description_is_true_at_every_commit(there, shards, folder, tmp_path
     commit_shards(folder, OURS, ["s-0", "s-1", "s-2"])
     clock, seen = Clock(), []
 
-    def through(sealed):
-        seen.append((sealed.shard.id, len(there.commits), described(there).committed))
+    def through(manifest):
+        seen.append((manifest.shard.id, len(there.commits), described(there).committed))
 
     with Uploader(Output(output=URL), through, sleep=clock.sleep, clock=clock) as bring:
         bring.add(shards[0])
@@ -209,7 +209,7 @@ def test_a_purge_is_one_commit_and_report_and_card_another(there, shards, folder
     assert list(verify(URL)) == list(verify(folder)) == []
 
 
-def test_without_the_local_copy_the_seals_lead_to_the_files(there, shards, folder):
+def test_without_the_local_copy_the_manifests_lead_to_the_files(there, shards, folder):
     upload_shards(shards, folder, URL, keep_local=False)
     assert {path.parent.name for path in folder.rglob("*") if path.is_file()} == {"shards"}
     assert list(verify(folder)) == []

@@ -266,10 +266,10 @@ def test_a_copy_replaces_no_other_shards_tars(folder, tmp_path):
 
 def test_files_that_are_elsewhere_are_not_renamed(folder):
     number_tars(folder)
-    (sealed,) = (each for each in read_manifests(folder) if each.shard.id == "s-1")
-    away = replace(sealed, place="s3://bucket/set")
+    (manifest,) = (each for each in read_manifests(folder) if each.shard.id == "s-1")
+    away = replace(manifest, place="s3://bucket/set")
     (folder / "shards/s-1.json").write_bytes(encode_manifest(away))
-    (folder / tar_path(sealed)).unlink()
+    (folder / tar_path(manifest)).unlink()
     before = numbers(folder)
     number_tars(folder)
     assert numbers(folder) == before

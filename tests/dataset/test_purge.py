@@ -225,8 +225,8 @@ def test_what_the_run_brought_to_a_url_is_purged_there_too(tmp_path, monkeypatch
     write(here)
     write(here, first=1000, shard="s-1")
     remembered(here, there.as_uri())
-    for sealed in read_manifests(here):
-        upload_shards([sealed], here, there.as_uri())
+    for manifest in read_manifests(here):
+        upload_shards([manifest], here, there.as_uri())
     gone = listed(tmp_path / "uids", *(each.image.candidate.uid for each in kept()))
     there.rename(tmp_path / "away")
     there.touch()  # nothing can be brought below a file

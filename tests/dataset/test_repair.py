@@ -248,10 +248,10 @@ def test_a_shard_that_only_the_ledger_knows_is_missed(tmp_path, sound):
 def test_a_shard_whose_files_are_at_a_url_is_given_up_there_too(tmp_path, sound, memory):  # noqa: F811
     put(memory, sound)
     put(tmp_path, sound)
-    for sealed in list(read_manifests(tmp_path)):
-        moved = replace(sealed, place=memory)
-        (tmp_path / manifest_path(sealed.shard.id)).write_bytes(encode_manifest(moved))
-        for path in sealed.files:
+    for manifest in list(read_manifests(tmp_path)):
+        moved = replace(manifest, place=memory)
+        (tmp_path / manifest_path(manifest.shard.id)).write_bytes(encode_manifest(moved))
+        for path in manifest.files:
             (tmp_path / path).unlink()
     assert list(verify(tmp_path)) == []
     rest = tmp_path / "images/s-0.tar"  # of a run that was killed while it let go of them

@@ -205,12 +205,12 @@ def test_huge_images_are_not_opened_for_show(tmp_path):
 
 
 def test_the_summary_adds_up_the_shards(tmp_path):
-    sealed = [world.write(tmp_path, shard="s-0"), world.write(tmp_path, first=100, shard="s-1")]
+    manifests = [world.write(tmp_path, shard="s-0"), world.write(tmp_path, first=100, shard="s-1")]
     found = summarize(tmp_path)
     assert (found.shards, found.pairs) == (2, 30)
-    assert found.stats == sealed[0].stats + sealed[1].stats
-    assert found.bytes == sum(s.size for each in sealed for s in each.files.values())
-    assert found.similarity == pytest.approx(sum(each.similarity for each in sealed) / 2)
+    assert found.stats == manifests[0].stats + manifests[1].stats
+    assert found.bytes == sum(s.size for each in manifests for s in each.files.values())
+    assert found.similarity == pytest.approx(sum(each.similarity for each in manifests) / 2)
     assert sum(found.kept.values()) == 30 and sum(found.domains.values()) == 30
     for stage in Stage:
         assert found.stats.unaccounted(stage) == 0
@@ -226,7 +226,7 @@ def test_inspect_prints_the_numbers(tmp_path):
         list(summary_lines(tmp_path / "nothing"))
 
 
-def test_a_damaged_seal_is_one_sentence(tmp_path):
+def test_a_damaged_manifest_is_one_sentence(tmp_path):
     world.write(tmp_path)
     path = tmp_path / manifest_path("s-0")
     path.write_bytes(path.read_bytes()[:-20])

@@ -45,9 +45,9 @@ def everything(folder):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset's file
 def test_rows_members_and_embeddings_are_the_same_pairs_in_the_same_order(tmp_path):
-    sealed = write(tmp_path)
+    manifest = write(tmp_path)
     kept = [each for each in world.some(30)[0] if each.reason is None]
-    assert sealed.rows == len(kept) == 15
+    assert manifest.rows == len(kept) == 15
     table = table_of(tmp_path)
     images = np.load(tmp_path / "img_emb/img_emb_s-0.npy")
     texts = np.load(tmp_path / "text_emb/text_emb_s-0.npy")
@@ -136,11 +136,11 @@ def test_embedding_reader_joins_metadata_and_embeddings_over_shards_without_pair
 
 
 def test_only_what_is_asked_for_is_written(tmp_path):
-    sealed = write(tmp_path, spec=world.with_forms())
-    assert set(sealed.files) == {
+    manifest = write(tmp_path, spec=world.with_forms())
+    assert set(manifest.files) == {
         "metadata/metadata_s-0.parquet", "optouts/s-0.jsonl", "outcomes/s-0.parquet",
     }  # fmt: skip
-    assert set(everything(tmp_path)) == {*sealed.files, "shards/s-0.json"}
+    assert set(everything(tmp_path)) == {*manifest.files, "shards/s-0.json"}
 
 
 def test_the_same_pairs_give_the_same_bytes(tmp_path):
@@ -150,18 +150,18 @@ def test_the_same_pairs_give_the_same_bytes(tmp_path):
     assert {path for path in one if one[path] != two[path]} == {"shards/s-0.json"}  # its times
 
 
-def test_a_seal_says_what_its_shard_is(tmp_path):
-    sealed = write(tmp_path)
-    assert read_manifest(tmp_path, "s-0") == sealed
+def test_a_manifest_says_what_its_shard_is(tmp_path):
+    manifest = write(tmp_path)
+    assert read_manifest(tmp_path, "s-0") == manifest
     assert read_manifest(tmp_path, "s-1") is None
-    assert list(read_manifests(tmp_path)) == [sealed]
-    assert read_uids(tmp_path, sealed) == list(table_of(tmp_path)["uid"])
+    assert list(read_manifests(tmp_path)) == [manifest]
+    assert read_uids(tmp_path, manifest) == list(table_of(tmp_path)["uid"])
     for stage in Stage:
-        assert sealed.stats.unaccounted(stage) == 0
-    assert sum(sealed.kept.values()) == sealed.rows == sum(sealed.domains.values())
-    assert sum(sealed.dropped.values()) == 15
-    assert all(bin >= 30 for bin in sealed.kept)
-    assert sealed.optouts == 1
+        assert manifest.stats.unaccounted(stage) == 0
+    assert sum(manifest.kept.values()) == manifest.rows == sum(manifest.domains.values())
+    assert sum(manifest.dropped.values()) == 15
+    assert all(bin >= 30 for bin in manifest.kept)
+    assert manifest.optouts == 1
     evidence = json.loads((tmp_path / "optouts/s-0.jsonl").read_text())
     assert evidence["url"] == "https://shy.example/a.jpg"
 
@@ -169,24 +169,24 @@ def test_a_seal_says_what_its_shard_is(tmp_path):
 def test_a_pair_of_another_shard_is_dropped_and_counted(tmp_path):
     before = {each.image.candidate.uid for each in world.some(30)[0]}
     write(tmp_path, shard="s-0")
-    sealed = write(tmp_path, first=20, shard="s-1", seen=before.__contains__)
-    assert sealed.rows == 10
-    assert sealed.stats.dropped[DropReason.PAIR_SEEN] == 5
-    assert sealed.stats.unaccounted(Stage.JUDGE) == 0
-    assert not before & set(read_uids(tmp_path, sealed))
+    manifest = write(tmp_path, first=20, shard="s-1", seen=before.__contains__)
+    assert manifest.rows == 10
+    assert manifest.stats.dropped[DropReason.PAIR_SEEN] == 5
+    assert manifest.stats.unaccounted(Stage.JUDGE) == 0
+    assert not before & set(read_uids(tmp_path, manifest))
 
 
 def test_a_pair_that_comes_twice_in_a_shard_is_kept_once(tmp_path):
     made = [world.judged(1), world.judged(1)]
     stats = world.stats_of(made)
-    sealed = write_shard(
+    manifest = write_shard(
         tmp_path,
         made,
         ScoredParcel(parcel=world.parcel("s-0", images=2), stats=stats),
         spec=world.SPEC,
         again=lambda judged: None,
     )
-    assert sealed.rows == 1 == stats.left[Stage.JUDGE]
+    assert manifest.rows == 1 == stats.left[Stage.JUDGE]
     assert stats.unaccounted(Stage.JUDGE) == 0
 
 
@@ -200,7 +200,7 @@ def test_no_text_of_the_web_stops_a_shard(tmp_path_factory, url, text, other):
     folder = tmp_path_factory.mktemp("texts")
     url = "https://a.example/" + url
     pair = world.judged(3, url=url, text=text, raw_text=other, page=other, robots=other)
-    sealed = write_shard(
+    manifest = write_shard(
         folder,
         [pair],
         ScoredParcel(parcel=world.parcel("s-0", images=1), stats=world.stats_of([pair])),
@@ -210,7 +210,7 @@ def test_no_text_of_the_web_stops_a_shard(tmp_path_factory, url, text, other):
     row = table_of(folder).iloc[0]
     assert (row["URL"], row["TEXT"]) == (url, text)
     assert row["uid"] == md5((url + text).encode()).hexdigest() == pair.image.candidate.uid
-    assert sealed.rows == 1
+    assert manifest.rows == 1
 
 
 def test_an_error_of_the_judging_goes_through_and_leaves_nothing(tmp_path):
@@ -283,8 +283,8 @@ def test_what_a_crash_leaves_is_swept_and_nothing_else(tmp_path):
     assert read_manifest(folders[8], "s-1")
 
 
-def test_who_reads_the_folder_of_a_running_run_sees_sealed_shards_alone(tmp_path):
-    sealed = world.write(tmp_path)
+def test_who_reads_the_folder_of_a_running_run_sees_committed_shards_alone(tmp_path):
+    manifest = world.write(tmp_path)
     making = HashedFile(tmp_path / "metadata" / "metadata_s-1.parquet")
-    assert pq.read_table(tmp_path / "metadata").num_rows == sealed.rows
+    assert pq.read_table(tmp_path / "metadata").num_rows == manifest.rows
     making.discard()

@@ -35,7 +35,7 @@ class Matrix:
             yield low, self.take(np.arange(low, min(low + size, len(self))))
 
 
-def crowd(count, width=64, *, near=0.3, seed=0):
+def embeddings(count, width=64, *, near=0.3, seed=0):
     """Vectors around some hundred directions; a share of them is near another one."""
     chance = np.random.default_rng(seed)
     rows = chance.normal(size=(100, width))[chance.integers(0, 100, count)]
@@ -59,7 +59,7 @@ def by_force(vectors, order, threshold):
 
 @pytest.mark.parametrize("threshold", [0.8, 0.95, 1.0])
 def test_what_is_compared_without_clusters_is_what_brute_force_finds(threshold):
-    vectors = crowd(3000)
+    vectors = embeddings(3000)
     vectors.rows[1000:1100] = vectors.rows[7]  # the same picture a hundred times
     order = np.random.default_rng(5).permutation(3000)
     found = find_similar(vectors, order, threshold)
@@ -69,7 +69,7 @@ def test_what_is_compared_without_clusters_is_what_brute_force_finds(threshold):
 
 
 def test_clusters_find_nearly_all_and_whatever_goes_has_one_that_stays():
-    vectors = crowd(8_000)
+    vectors = embeddings(8_000)
     order = np.random.default_rng(5).permutation(len(vectors))
     rank = np.argsort(order)
     exact = find_similar(vectors, order, 0.95)
@@ -246,5 +246,5 @@ def test_a_large_dataset_says_what_it_needs(monkeypatch):
     from cahlib.core.errors import ConfigError
 
     with pytest.raises(ConfigError, match=r"faiss is not installed; .*cahlib\[similar\]"):
-        find_similar(crowd(300), np.arange(300), 0.9, exact=0)
-    assert len(find_similar(crowd(300), np.arange(300), 0.9).rows)
+        find_similar(embeddings(300), np.arange(300), 0.9, exact=0)
+    assert len(find_similar(embeddings(300), np.arange(300), 0.9).rows)

@@ -33,21 +33,21 @@ def no_sleep(seconds):
 
 
 def test_a_shard_comes_to_s3_and_can_be_checked_there(tmp_path, store):
-    sealed = world.write(tmp_path)
+    manifest = world.write(tmp_path)
     check_destination("s3://bucket/data", tmp_path)
-    upload_shards([sealed], tmp_path, "s3://bucket/data", sleep=no_sleep)
+    upload_shards([manifest], tmp_path, "s3://bucket/data", sleep=no_sleep)
     assert {path.removeprefix("/bucket/data/") for path in store.objects} == {
-        *sealed.files,
+        *manifest.files,
         "shards/s-0.json",
     }
-    for path in sealed.files:
+    for path in manifest.files:
         assert store.objects[f"/bucket/data/{path}"] == (tmp_path / path).read_bytes()
     assert list(verify("s3://bucket/data")) == []
-    assert list(read_manifests("s3://bucket/data")) == [sealed]
+    assert list(read_manifests("s3://bucket/data")) == [manifest]
     assert list(verify(tmp_path)) == []
 
 
-def test_the_seal_comes_last(tmp_path, store):
+def test_the_manifest_comes_last(tmp_path, store):
     upload_shards([world.write(tmp_path)], tmp_path, "s3://bucket/data", sleep=no_sleep)
     puts = [path for method, path in store.log if method == "PUT"]
     assert len(puts) == 8
@@ -72,19 +72,19 @@ def test_what_arrives_whole_is_not_fetched_back_from_s3(tmp_path, store):
 def test_what_arrives_damaged_is_sent_again(tmp_path, store):
     store.spoil = 2
     pauses = []
-    sealed = world.write(tmp_path)
-    upload_shards([sealed], tmp_path, "s3://bucket/data", sleep=pauses.append)
+    manifest = world.write(tmp_path)
+    upload_shards([manifest], tmp_path, "s3://bucket/data", sleep=pauses.append)
     assert pauses == [1, 4]
     assert list(verify("s3://bucket/data")) == []
 
 
 def test_after_the_last_try_the_run_hears_of_it_and_goes_on_later(tmp_path, store):
-    sealed = world.write(tmp_path)
+    manifest = world.write(tmp_path)
     store.refuse = 5
     with pytest.raises(RunError, match="s3://bucket/data"):
-        upload_shards([sealed], tmp_path, "s3://bucket/data", keep_local=False, sleep=no_sleep)
+        upload_shards([manifest], tmp_path, "s3://bucket/data", keep_local=False, sleep=no_sleep)
     assert list(verify(tmp_path)) == []
-    upload_shards([sealed], tmp_path, "s3://bucket/data", keep_local=False, sleep=no_sleep)
+    upload_shards([manifest], tmp_path, "s3://bucket/data", keep_local=False, sleep=no_sleep)
     assert list(verify("s3://bucket/data")) == []
 
 
@@ -98,10 +98,10 @@ def test_a_store_that_is_too_busy_is_waited_for_as_long_as_it_asks(tmp_path, sto
 
 
 def test_a_shard_that_is_there_is_not_sent_again(tmp_path, store):
-    sealed = world.write(tmp_path)
-    upload_shards([sealed], tmp_path, "s3://bucket/data", sleep=no_sleep)
+    manifest = world.write(tmp_path)
+    upload_shards([manifest], tmp_path, "s3://bucket/data", sleep=no_sleep)
     store.log.clear()
-    upload_shards([sealed], tmp_path, "s3://bucket/data", sleep=no_sleep)
+    upload_shards([manifest], tmp_path, "s3://bucket/data", sleep=no_sleep)
     assert "PUT" not in {method for method, _ in store.log}
 
 
@@ -111,14 +111,14 @@ def test_a_bucket_that_is_not_there_is_the_users_mistake(tmp_path, store):
     assert store.objects == {}
 
 
-def test_without_the_local_copy_the_seals_stay_and_lead_to_the_files(tmp_path, memory):
-    sealed = world.write(tmp_path)
-    keys = read_uids(tmp_path, sealed)
-    upload_shards([sealed], tmp_path, memory, keep_local=False)
+def test_without_the_local_copy_the_manifests_stay_and_lead_to_the_files(tmp_path, memory):
+    manifest = world.write(tmp_path)
+    keys = read_uids(tmp_path, manifest)
+    upload_shards([manifest], tmp_path, memory, keep_local=False)
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert left == [tmp_path / "shards/s-0.json"]
     (moved,) = read_manifests(tmp_path)
-    assert (moved.place, moved.files) == (memory, sealed.files)
+    assert (moved.place, moved.files) == (memory, manifest.files)
     assert read_uids(tmp_path, moved) == keys
     recover_interrupted(tmp_path)
     assert list(verify(tmp_path)) == list(verify(memory)) == []

@@ -56,9 +56,9 @@ def folder(sound, tmp_path):
 def rewrite(folder, path, data):
     """Change a file and renew the manifest, so that only a comparison of the rows can find it."""
     (folder / path).write_bytes(data)
-    sealed = read_manifest(folder, "s-1")
+    manifest = read_manifest(folder, "s-1")
     stored = FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
-    renewed = replace(sealed, files={**sealed.files, path: stored})
+    renewed = replace(manifest, files={**manifest.files, path: stored})
     (folder / manifest_path("s-1")).write_bytes(encode_manifest(renewed))
 
 
@@ -96,7 +96,7 @@ def test_a_missing_file_is_found(folder, path):
     assert list(verify(folder)) == [f"{path} is missing."]
 
 
-def test_files_of_a_shard_without_a_seal_are_found(folder):
+def test_files_of_a_shard_without_a_manifest_are_found(folder):
     (folder / "shards/s-1.json").unlink()
     assert list(verify(folder)) == [
         f"{path} is not part of a shard here." for path in sorted(FILES.values())
@@ -214,12 +214,12 @@ def parquet(table):
     return out.getvalue()
 
 
-def test_a_seal_that_does_not_add_up_is_found(folder):
-    sealed = read_manifest(folder, "s-1")
-    stats = sealed.stats
+def test_a_manifest_that_does_not_add_up_is_found(folder):
+    manifest = read_manifest(folder, "s-1")
+    stats = manifest.stats
     stats.dropped.popitem()
     (folder / "shards/s-1.json").write_bytes(
-        encode_manifest(replace(sealed, funnel=stats.as_dict(), rows=14))
+        encode_manifest(replace(manifest, funnel=stats.as_dict(), rows=14))
     )
     problems = list(verify(folder))
     assert any("does not account for" in problem for problem in problems)

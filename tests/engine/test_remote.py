@@ -43,8 +43,8 @@ needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
 class Swarm:
     """Two nodes that are up; the first is the head."""
 
-    def __init__(self, machines, keys, goods):
-        self.machines, self.keys, self.goods = machines, keys, goods
+    def __init__(self, machines, keys, package):
+        self.machines, self.keys, self.package = machines, keys, package
         self.logins = [
             Login(name=host.name, address=host.address, keys=keys) for host in machines.all.values()
         ]
@@ -71,12 +71,12 @@ class Swarm:
 def swarm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("swarm")
     keys = SwarmKeys(folder / "keys")
-    goods = install.make_package(folder / "wheel")
+    package = install.make_package(folder / "wheel")
     with hosts.Hosts(folder, pip=True) as machines:
         for name in ("alpha", "beta"):
             machines.boot(name, user_data(keys, name))
-        swarm = Swarm(machines, keys, goods)
-        failed = hosts.set_up(swarm.logins, goods)
+        swarm = Swarm(machines, keys, package)
+        failed = hosts.set_up(swarm.logins, package)
         assert not failed
         yield swarm
 
@@ -160,7 +160,7 @@ def _content(parcel):
 
 @needs_hosts
 def test_the_wheel_that_was_brought_is_the_one_that_runs(swarm, scrapers):
-    version = swarm.goods.wheel.name.split("-")[1]
+    version = swarm.package.wheel.name.split("-")[1]
     # a worker that another test killed may just be coming back
     jobs.until(
         lambda: (
@@ -176,7 +176,7 @@ def test_the_wheel_that_was_brought_is_the_one_that_runs(swarm, scrapers):
 def test_bringing_up_again_changes_nothing(swarm, scrapers, tmp_path):
     scrapers.submit("running", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
     jobs.wait_for(tmp_path / "1")
-    assert not hosts.set_up(swarm.logins, swarm.goods)
+    assert not hosts.set_up(swarm.logins, swarm.package)
     (tmp_path / "go").touch()
     assert take(scrapers, 1) == {"running": "done"}
     assert not (tmp_path / "2").exists()
@@ -321,10 +321,10 @@ def test_a_parcel_that_stays_damaged_is_given_up_and_deleted(swarm, scrapers):
 
 @needs_hosts
 def test_a_view_tells_what_the_nodes_do_and_so_it_does_from_elsewhere(swarm, scrapers, tmp_path):
-    fleet = FleetOf(swarm.logins)
+    provisioner = ProvisionerOf(swarm.logins)
     scrapers.submit("counting", jobs.count_and_wait, tmp_path, limit=jobs.LIMIT)
     with status.status_monitored(
-        fleet, swarm.keys, swarm_status := SwarmStatus(), lambda _: None
+        provisioner, swarm.keys, swarm_status := SwarmStatus(), lambda _: None
     ) as seen:
         for login in swarm.logins:
             seen.step(login.name, "up")
@@ -340,7 +340,7 @@ def test_a_view_tells_what_the_nodes_do_and_so_it_does_from_elsewhere(swarm, scr
 
         jobs.until(right)
     assert told["works"].job == "counting"
-    assert told["idle"].version == swarm.goods.wheel.name.split("-")[1]
+    assert told["idle"].version == swarm.package.wheel.name.split("-")[1]
     assert (swarm_status.nodes, swarm_status.spent) == ((), 0.5)  # nothing is left
 
     def overheard():
@@ -353,7 +353,7 @@ def test_a_view_tells_what_the_nodes_do_and_so_it_does_from_elsewhere(swarm, scr
     assert take(scrapers, 1) == {"counting": "done"}
 
 
-class FleetOf:
+class ProvisionerOf:
     """As much of a fleet as a view looks at."""
 
     def __init__(self, logins):
@@ -398,7 +398,7 @@ def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path):
     with pytest.raises(install.NotReady, match="no SSH within 0.5 s"):
         install.set_up_node(
             nobody,
-            swarm.goods,
+            swarm.package,
             head=nobody,
             networks_for=swarm.networks_for,
             timeouts=install.SetupTimeouts(ssh=0.5),
@@ -412,7 +412,7 @@ def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path):
             timeouts=install.SetupTimeouts(install=jobs.LIMIT),
         )
     install.set_up_node(
-        swarm.logins[1], swarm.goods, head=swarm.logins[0], networks_for=swarm.networks_for
+        swarm.logins[1], swarm.package, head=swarm.logins[0], networks_for=swarm.networks_for
     )
 
 
@@ -424,7 +424,7 @@ def test_a_node_whose_clock_is_wrong_is_told_of(swarm):
     try:
         with pytest.raises(install.NotReady, match="clock and this machine's are .* hours apart"):
             install.set_up_node(
-                beta, swarm.goods, head=swarm.logins[0], networks_for=swarm.networks_for
+                beta, swarm.package, head=swarm.logins[0], networks_for=swarm.networks_for
             )
     finally:
         clock.unlink()

@@ -21,15 +21,15 @@ from cahlib.run.pipeline import run
 
 
 def test_two_shards_must_agree():
-    silence = DeadDomains([("dead.com", "ill.com"), ("dead.com",)])
-    assert silence.merged_with(("mine.com",)) == ("mine.com", "dead.com")
-    silence.add(("ill.com", "new.com"))
-    assert silence.merged_with(()) == ("dead.com", "ill.com")
+    dead = DeadDomains([("dead.com", "ill.com"), ("dead.com",)])
+    assert dead.merged_with(("mine.com",)) == ("mine.com", "dead.com")
+    dead.add(("ill.com", "new.com"))
+    assert dead.merged_with(()) == ("dead.com", "ill.com")
 
 
 def test_who_is_left_alone_is_not_asked():
-    manners = Politeness(Download(skipped_domains=("dead.com",)))
-    assert manners.is_skipped("dead.com") and not manners.is_skipped("alive.com")
+    politeness = Politeness(Download(skipped_domains=("dead.com",)))
+    assert politeness.is_skipped("dead.com") and not politeness.is_skipped("alive.com")
 
 
 class Here:

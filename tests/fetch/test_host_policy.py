@@ -84,8 +84,8 @@ def test_robots_is_asked_once_and_before_anything_else():
 )
 def test_every_answer_to_the_question_for_robots_means_something(answer, reason):
     answers = {"/robots.txt": answer, "/rules": Answer(body=b"User-agent: *\nDisallow: /")}
-    patience = {"read_timeout": 0.3} if answer.delay else {}
-    kept, lost, _, _ = fetch(answers, "/a.jpg", **patience)
+    timeouts = {"read_timeout": 0.3} if answer.delay else {}
+    kept, lost, _, _ = fetch(answers, "/a.jpg", **timeouts)
     assert (kept, dict(lost)) == (["/a.jpg"], {}) if reason is None else ([], {reason: 1})
 
 

@@ -9,18 +9,18 @@ from cahlib.fetch.host_queue import HostQueue
 
 
 def test_a_full_host_waits_and_another_does_not():
-    turns = HostQueue(1)
-    assert turns.add("a", 1)
-    assert not turns.add("a", 2)
-    assert turns.add("b", 3)
-    assert len(turns) == 1
-    assert turns.finish("a") == 2
-    assert turns.finish("a") is None
+    queue = HostQueue(1)
+    assert queue.add("a", 1)
+    assert not queue.add("a", 2)
+    assert queue.add("b", 3)
+    assert len(queue) == 1
+    assert queue.finish("a") == 2
+    assert queue.finish("a") is None
 
 
 @given(st.lists(st.sampled_from("abc")), st.integers(1, 3), st.randoms(use_true_random=False))
 def test_every_item_starts_once_and_no_host_has_more_than_its_share(hosts, per_host, chance):
-    turns, running, started = HostQueue(per_host), [], []
+    queue, running, started = HostQueue(per_host), [], []
 
     def start(item):
         running.append(item)
@@ -28,11 +28,11 @@ def test_every_item_starts_once_and_no_host_has_more_than_its_share(hosts, per_h
         assert max(Counter(host for host, _ in running).values()) <= per_host
 
     for item in ((host, number) for number, host in enumerate(hosts)):
-        if turns.add(item[0], item):
+        if queue.add(item[0], item):
             start(item)
     while running:
         host, _ = running.pop(chance.randrange(len(running)))
-        if following := turns.finish(host):
+        if following := queue.finish(host):
             start(following)
     assert sorted(started) == sorted((host, number) for number, host in enumerate(hosts))
-    assert turns.is_idle and not len(turns)
+    assert queue.is_idle and not len(queue)

@@ -83,8 +83,8 @@ def test_known_harm_is_only_counted(tmp_path, kind):
 
 
 def test_one_slow_host_holds_up_nobody_else_and_no_host_gets_a_burst():
-    gate = threading.Event()
-    paths = {"/slow.jpg": w.slow(w.body(JPEG), gate), "/ok.jpg": w.body(JPEG)}
+    released = threading.Event()
+    paths = {"/slow.jpg": w.slow(w.body(JPEG), released), "/ok.jpg": w.body(JPEG)}
     slow = [f"http://slow.example/slow.jpg?{n}" for n in range(40)]
     paths |= {url.removeprefix("http://slow.example"): paths["/slow.jpg"] for url in slow}
     quick = [f"http://host{n % 5}.example/ok.jpg" for n in range(40)]
@@ -97,7 +97,7 @@ def test_one_slow_host_holds_up_nobody_else_and_no_host_gets_a_burst():
         )
         first = list(itertools.islice(found, 40))
         assert {image.candidate.url for image in first} == set(quick)
-        gate.set()
+        released.set()
         assert len(list(found)) == 40
         assert max(web.busiest.values()) <= 2
 

@@ -28,28 +28,28 @@ def test_whose_domain_a_host_is(host, domain):
 
 
 def test_a_domain_is_asked_so_often_a_second():
-    manners = Politeness(Download(per_second=4), clock=lambda: 100.0)
-    assert [manners.reserve("a") for _ in range(3)] == [0, 0.25, 0.5]
-    assert manners.reserve("b") == 0
+    politeness = Politeness(Download(per_second=4), clock=lambda: 100.0)
+    assert [politeness.reserve("a") for _ in range(3)] == [0, 0.25, 0.5]
+    assert politeness.reserve("b") == 0
 
 
 def test_who_cannot_wait_so_long_takes_no_place_from_others():
-    manners = Politeness(Download(per_second=4), clock=lambda: 100.0)
-    assert [manners.reserve("a", 0.3) for _ in range(9)] == [0, 0.25, *[0.5] * 7]
-    assert manners.reserve("a") == 0.5
+    politeness = Politeness(Download(per_second=4), clock=lambda: 100.0)
+    assert [politeness.reserve("a", 0.3) for _ in range(9)] == [0, 0.25, *[0.5] * 7]
+    assert politeness.reserve("a") == 0.5
 
 
 def test_a_pause_is_obeyed_and_a_long_one_is_the_end():
-    manners = Politeness(Download(per_second=0), clock=lambda: 100.0)
-    manners.honour_retry_after("a", "20")
-    assert manners.reserve("a") == 20
-    assert not manners.is_skipped("a")
-    manners.honour_retry_after("a", "86400")
-    assert manners.is_skipped("a")
+    politeness = Politeness(Download(per_second=0), clock=lambda: 100.0)
+    politeness.honour_retry_after("a", "20")
+    assert politeness.reserve("a") == 20
+    assert not politeness.is_skipped("a")
+    politeness.honour_retry_after("a", "86400")
+    assert politeness.is_skipped("a")
 
 
 def test_who_fails_again_and_again_is_left_alone():
-    manners = Politeness(Download(max_failures=3))
+    politeness = Politeness(Download(max_failures=3))
     for result in (
         DropReason.DNS,
         DropReason.TIMEOUT,
@@ -58,15 +58,15 @@ def test_who_fails_again_and_again_is_left_alone():
         DropReason.HTTP_4XX,
         DropReason.DNS,
     ):
-        manners.record_result("a", result)
-    assert not manners.is_skipped("a")
-    manners.record_result("a", DropReason.HTTP_4XX, 403)
-    manners.record_result("a", DropReason.HTTP_4XX, 429)
-    assert manners.is_skipped("a")
-    assert manners.dead_domains() == ()
+        politeness.record_result("a", result)
+    assert not politeness.is_skipped("a")
+    politeness.record_result("a", DropReason.HTTP_4XX, 403)
+    politeness.record_result("a", DropReason.HTTP_4XX, 429)
+    assert politeness.is_skipped("a")
+    assert politeness.dead_domains() == ()
     for _ in range(3):
-        manners.record_result("b", DropReason.DNS)
-    assert manners.dead_domains() == ("b",)
+        politeness.record_result("b", DropReason.DNS)
+    assert politeness.dead_domains() == ("b",)
 
 
 def test_a_later_shard_asks_again_until_it_is_told_not_to():
@@ -79,13 +79,13 @@ def test_a_later_shard_asks_again_until_it_is_told_not_to():
 
 
 def test_a_domain_that_failed_but_was_heard_is_not_silent():
-    manners = Politeness(Download())
-    manners.record_contact("a", DropReason.TIMEOUT)
-    manners.record_contact("b", object())
+    politeness = Politeness(Download())
+    politeness.record_contact("a", DropReason.TIMEOUT)
+    politeness.record_contact("b", object())
     for _ in range(3):
-        manners.record_result("a", DropReason.NO_ROBOTS)
-        manners.record_result("b", DropReason.NO_ROBOTS)
-    assert manners.dead_domains() == ("a",)
+        politeness.record_result("a", DropReason.NO_ROBOTS)
+        politeness.record_result("b", DropReason.NO_ROBOTS)
+    assert politeness.dead_domains() == ("a",)
 
 
 @pytest.mark.parametrize(

@@ -214,9 +214,9 @@ def test_every_trouble_has_its_reason(name):
     behaviour, reason = TROUBLE[name]
     with w.Web({"/loop" if name == "loop" else "/it": behaviour}) as web:
         path = "loop" if name == "loop" else "it"
-        patience = 0.5 if reason is DropReason.TIMEOUT else 20
+        timeout = 0.5 if reason is DropReason.TIMEOUT else 20
         found = lost(
-            web, f"http://a.example/{path}", total_timeout=patience, read_timeout=patience / 2,
+            web, f"http://a.example/{path}", total_timeout=timeout, read_timeout=timeout / 2,
             max_bytes=1_000_000,
         )  # fmt: skip
     assert found is reason or reason is None
@@ -359,8 +359,8 @@ def test_what_may_pass_is_tried_once_more():
         "/silent": w.silent,
     }
     with w.Web(paths) as web:
-        spoken = (f"http://{path[1:]}.example{path}" for path in paths if path != "/silent")
-        arrived, _ = fetched(web, *spoken)
+        opted_out = (f"http://{path[1:]}.example{path}" for path in paths if path != "/silent")
+        arrived, _ = fetched(web, *opted_out)
         assert lost(web, "http://silent.example/silent", read_timeout=0.3) is DropReason.TIMEOUT
     assert len(arrived) == 2
     asked = [path for path, _ in web.asked]

@@ -28,9 +28,9 @@ SIDE = {
 
 
 def chunk(name, content, *, crc=None, length=None):
-    sealed = zlib.crc32(name + content) if crc is None else crc
+    checksum = zlib.crc32(name + content) if crc is None else crc
     length = len(content) if length is None else length
-    return struct.pack(">I", length) + name + content + struct.pack(">I", sealed)
+    return struct.pack(">I", length) + name + content + struct.pack(">I", checksum)
 
 
 def with_part(part, *, before=b"IDAT", format="RGB"):

@@ -1,4 +1,4 @@
-"""Bytes at the gate."""
+"""Validation of images."""
 
 import hashlib
 import io

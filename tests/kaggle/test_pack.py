@@ -57,7 +57,7 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
         Output(output=str(tmp_path / name), duplicates=kind) for name in ("here", "there")
     )
     made = [world.judged(number) for number in range(3)]
-    sealed = [
+    manifests = [
         write_shard(
             here.folder, images,
             ScoredParcel(
@@ -73,7 +73,7 @@ def test_the_kernel_knows_the_images_of_earlier_sessions(tmp_path, kind):
     inputs.mkdir()
     pack.write_inputs(inputs, here, None)
     receive_settings({"output": there.output}, session="one", hours=9, inputs=inputs)
-    known = load_duplicate_index(there, [each.shard for each in sealed], seen=lambda uid: False)
+    known = load_duplicate_index(there, [each.shard for each in manifests], seen=lambda uid: False)
     assert [known.find_duplicate(each) is not None for each in made] == [kind != "keep"] * 3
     brought = {path.name for path in there.folder.rglob("*.*")}
     whole = {"ledger.sqlite", "full.json", "empty.json"}

@@ -47,11 +47,11 @@ class Listed(SessionServers):
     def up(self, hours):
         wanted = self._config
         run = self._labels["run"]
-        fleet = Provisioner(
+        servers = Provisioner(
             run, plan_servers(self._accounts, wanted.limits), lambda name: "", self._report
         )
-        fleet.prepare("ssh-ed25519 AAAA")
-        fleet.fill()
+        servers.prepare("ssh-ed25519 AAAA")
+        servers.fill()
         reach = ClusterAddress(
             address=f"tls://192.0.2.1:{SCHEDULER_PORT}",
             keys=SwarmKeys(secret_path(wanted.state, "keys")),
@@ -108,7 +108,7 @@ class Launch:
     def __call__(self, **settings) -> Path:
         session = self.session(**settings)
         servers = self.swarm(session.job) if session.job.place.swarm else None
-        return run_session(session, KaggleAccount(), servers, tell=self.said.append)
+        return run_session(session, KaggleAccount(), servers, report=self.said.append)
 
     @property
     def servers(self) -> list[str]:
@@ -175,13 +175,13 @@ def test_a_kernel_is_pushed_followed_and_fetched(service, launch):
 def test_a_shard_that_is_here_stays_as_it_is(service, launch):
     """Its metadata may have gone to the kernel and come back; its owner may have purged it."""
     service.run = completes
-    seal, table = (launch.folder / "dataset" / name for name in ("shards/0.json", "metadata"))
-    for path in (seal, table / "metadata_0.parquet"):
+    manifest, table = (launch.folder / "dataset" / name for name in ("shards/0.json", "metadata"))
+    for path in (manifest, table / "metadata_0.parquet"):
         path.parent.mkdir(parents=True)
         path.write_text("mine")
     launch()
     assert "9 files were fetched" in launch.text and (table / "metadata_1.parquet").exists()
-    assert seal.read_text() == (table / "metadata_0.parquet").read_text() == "mine"
+    assert manifest.read_text() == (table / "metadata_0.parquet").read_text() == "mine"
 
 
 def test_what_is_pushed_holds_no_token(service, launch):
@@ -247,17 +247,17 @@ def test_two_kernels_that_work_are_seen_before_anything_is_made(service, launch)
 def test_what_a_session_may_have_is_said_before_the_question(service, launch):
     session, said = launch.session(), []
     service.hours = (30, 25)
-    assert check_session(session, KaggleAccount(), tell=said.append).hours == 5
+    assert check_session(session, KaggleAccount(), report=said.append).hours == 5
     assert said == ["5.0 GPU hours are left this week; the session takes 5."]
     service.hours = (30, 30)
     with pytest.raises(ConfigError, match="quota is used up"):
-        check_session(session, KaggleAccount(), tell=said.append)
+        check_session(session, KaggleAccount(), report=said.append)
     pushed(launch)  # what is there is fetched first
-    assert check_session(session, KaggleAccount(), tell=said.append) == session
+    assert check_session(session, KaggleAccount(), report=said.append) == session
     SessionNote.of(session.job).forget()
     service.kernel = kaggle.Kernel({}, ["RUNNING"])
     with pytest.raises(ConfigError, match="is running for another dataset"):
-        check_session(session, KaggleAccount(), tell=said.append)
+        check_session(session, KaggleAccount(), report=said.append)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_a_new_launch_takes_back_what_was_leased_or_had_failed(ledger):
     assert ledger.in_state("sealed") == [second]
 
 
-def test_pairs_and_tallies_of_sealed_shards_are_known(ledger, tmp_path):
+def test_pairs_and_stats_of_committed_shards_are_known(ledger, tmp_path):
     first, second = shards(2)
     ledger.add([first, second])
     stats = Stats()

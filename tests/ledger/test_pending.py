@@ -276,7 +276,7 @@ class Hostile(RuleBasedStateMachine):
     def begin(self, kind):
         self.world = World(*self.place, kind=kind, count=1)
         self.worker = self.world.launch()
-        self.hands, self.sealed = {}, {}
+        self.hands, self.committed = {}, {}
         self.done, self.failed, self.orphans = set(), set(), set()
 
     def alive(self):
@@ -290,9 +290,9 @@ class Hostile(RuleBasedStateMachine):
             self.kill()
             return None
 
-    def took(self, shelf, number):
-        id = sorted(shelf)[number % len(shelf)]
-        return shelf.pop(id)
+    def took(self, shards, number):
+        id = sorted(shards)[number % len(shards)]
+        return shards.pop(id)
 
     @rule()
     @precondition(alive)
@@ -304,7 +304,7 @@ class Hostile(RuleBasedStateMachine):
             self.leave()
             return
         if shard:
-            assert shard.id not in self.hands and shard.id not in self.sealed
+            assert shard.id not in self.hands and shard.id not in self.committed
             assert shard.id not in self.done or self.world.kind == "cpu"
             self.done.discard(shard.id)
             self.hands[shard.id] = shard
@@ -334,12 +334,12 @@ class Hostile(RuleBasedStateMachine):
                 return
         self.safely(self.worker.commit, shard, [uid(shard)], account(self.world.kind))
         if self.worker:
-            self.sealed[shard.id] = shard
+            self.committed[shard.id] = shard
 
     @rule(number=PICK)
-    @precondition(lambda self: self.alive() and self.sealed)
+    @precondition(lambda self: self.alive() and self.committed)
     def finish(self, number):
-        shard = self.took(self.sealed, number)
+        shard = self.took(self.committed, number)
         self.safely(self.worker.mark_done, shard)
         if self.worker:
             self.done.add(shard.id)
@@ -405,7 +405,7 @@ class Hostile(RuleBasedStateMachine):
         self.world.ledger.close()
         self.worker = None
         self.hands.clear()
-        self.sealed.clear()
+        self.committed.clear()
 
     @rule()
     @precondition(lambda self: not self.alive())
@@ -417,7 +417,7 @@ class Hostile(RuleBasedStateMachine):
         except ConfigError as error:
             assert self.world.switch.mode == "away" and "503" in str(error)
         else:
-            self.sealed = {s.id: s for s in self.worker.in_state("sealed")}
+            self.committed = {s.id: s for s in self.worker.in_state("sealed")}
             known = {r.number for r in self.worker._reports.in_progress().values()}
             known |= {r.number for r in self.worker._reports.due().values()}
             # leased, and killed before that was written down: it runs out
@@ -431,7 +431,7 @@ class Hostile(RuleBasedStateMachine):
         assert self.hands.keys() <= working
         assert self.hands.keys() == {s.id for s in worker.in_state("leased")}
         assert working <= {s.id for s in worker.in_state("todo", "leased", "sealed")}
-        assert self.sealed.keys() == {s.id for s in worker.in_state("sealed")}
+        assert self.committed.keys() == {s.id for s in worker.in_state("sealed")}
         assert self.done <= {s.id for s in worker.in_state("done")}
 
     def teardown(self):
@@ -534,11 +534,11 @@ class Busy:
         try:
             while shard := self.hands.get():
                 assert shard.id in self.worker._reports.in_progress()
-                self.settle(shard, chance.choice(["give back"] * 8 + ["fail", "end"]))
+                self.finish(shard, chance.choice(["give back"] * 8 + ["fail", "end"]))
         finally:
             self.ended.set()
 
-    def settle(self, shard, fate):
+    def finish(self, shard, fate):
         worker = self.worker
         if fate == "give back":
             worker.release(shard, "no storage")

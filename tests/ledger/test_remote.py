@@ -125,13 +125,13 @@ def test_a_tracker_with_spot_checks_hears_how_similar_the_pairs_are(url, databas
         job = Job.from_values({"tracker": address, "nickname": "ann", "output": str(folder)})
         with open_run_directory(job, role="hybrid", stop=threading.Event()) as remote:
             shard = remote.lease()
-            sealed = judged.write(folder, shard=shard.id)
-            remote.commit(shard, shard_writer.read_uids(folder, sealed), sealed.stats)
+            manifest = judged.write(folder, shard=shard.id)
+            remote.commit(shard, shard_writer.read_uids(folder, manifest), manifest.stats)
             remote.mark_done(shard)
             until(lambda: statistics.crawl_counts(database).done == 1)
     with database.read() as connection:
         said = connection.execute(select(second_passes.c.scores)).scalar_one()
-    known = shard_writer.read_similarities(folder, sealed)
+    known = shard_writer.read_similarities(folder, manifest)
     assert len(set(known.values())) > 5
     assert said == {uid: pytest.approx(known[uid], abs=1e-4) for uid in known}
 

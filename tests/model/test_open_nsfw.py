@@ -112,8 +112,8 @@ def test_its_scores_have_a_column_and_a_table_that_a_purge_keeps_true(tmp_path):
         for n, each in enumerate(given)
     ]
     columns = score_columns("ViT-tiny/none", ("similarity", "age minor", OPEN_NSFW), layout=2)
-    sealed = world.write_these(tmp_path, given, spec=replace(world.SPEC, scores=columns))
-    table = pq.read_table(tmp_path / part_path("metadata", sealed.shard.id))
+    manifest = world.write_these(tmp_path, given, spec=replace(world.SPEC, scores=columns))
+    table = pq.read_table(tmp_path / part_path("metadata", manifest.shard.id))
     assert table[OPEN_NSFW].to_pylist() == pytest.approx([n / 10 + 0.15 for n in range(8)])
     assert summarize(tmp_path).opinions == {
         "UNLIKELY": {"below 0.2": 1, "0.2 to 0.8": 3},

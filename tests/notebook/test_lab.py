@@ -32,7 +32,7 @@ BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"/>'
 #: Keeps the kernel busy while a run goes on, until the file "idle" is there.
 BUSY = (
     "import time, pathlib\n"
-    "while desk.child.running() and not pathlib.Path('idle').exists(): time.sleep(0.1)"
+    "while panel.process.running() and not pathlib.Path('idle').exists(): time.sleep(0.1)"
 )
 
 
@@ -140,9 +140,9 @@ def page(tmp_path):
             yield Page(browser.new_page(viewport={"width": 1280, "height": 1000}), lab)
             browser.contexts[0].pages[0].screenshot(path=tmp_path / "last.png")
             browser.close()
-    child = RunProcess(tmp_path / "dataset" / "run")
-    if child.running():
-        child.tear_down("", lambda sentence: None)
+    process = RunProcess(tmp_path / "dataset" / "run")
+    if process.running():
+        process.tear_down("", lambda sentence: None)
 
 
 def variables(folder, web):

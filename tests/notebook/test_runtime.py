@@ -102,25 +102,25 @@ def test_places_are_told_by_their_environment():
     assert jupyter.name == "Jupyter" and not jupyter.widgets and "cost money" in jupyter.terms
 
 
-def place(name):
+def runtime(name):
     return Runtime(name=name, gpu=True, widgets=True, output="dataset")
 
 
 def test_on_colab_a_folder_vanishes_unless_it_is_on_drive(modules):
-    colab, drive = place("Colab"), "file:///content/drive/MyDrive/dataset"
+    colab, drive = runtime("Colab"), "file:///content/drive/MyDrive/dataset"
     assert "vanishes with the runtime" in colab.warning("dataset")
     assert "vanishes with the runtime" in colab.warning("/content/drive/MyDrive/../../x")
     assert colab.warning(drive) == colab.warning("s3://bucket/d") == ""
-    assert place("Jupyter").warning("dataset") == place("Kaggle").warning("dataset") == ""
+    assert runtime("Jupyter").warning("dataset") == runtime("Kaggle").warning("dataset") == ""
     modules("google.colab.drive", "def mount(path): raise ValueError(f'no {path}')")
     with pytest.raises(ConfigError, match="Drive was not mounted .no /content/drive"):
         mount_drive()
 
 
 def test_who_waits_for_a_session_is_told_to_follow():
-    assert place("Kaggle").follow_seconds > 0 and place("Kaggle").is_idle_soon
-    assert place("Colab").is_idle_soon and "run the last cell" in place("Colab").terms
-    assert not place("Jupyter").is_idle_soon
+    assert runtime("Kaggle").follow_seconds > 0 and runtime("Kaggle").is_idle_soon
+    assert runtime("Colab").is_idle_soon and "run the last cell" in runtime("Colab").terms
+    assert not runtime("Jupyter").is_idle_soon
 
 
 @pytest.mark.parametrize("name", ["Colab", "Kaggle", "Jupyter"])

@@ -52,7 +52,7 @@ def over(state, **values):
         ({"asked": "down", **over("failed")}, "STOPPED", "was ended at once", "Go on"),
         ({"asked": "down", **over("stopping")}, "STOPPED", "was ended at once", "Go on"),
         (over("failed", sentence="No space."), "FAILED", "failed: No space.", "Go on"),
-        ({"said": ["a", "cah: no crawl."]}, "FAILED", "failed: no crawl.", "Go on"),
+        ({"log_lines": ["a", "cah: no crawl."]}, "FAILED", "failed: no crawl.", "Go on"),
         ({"live": UP}, "CRASHED", "crashed", "Go on"),
         ({"asked": "stop", **over("stopping")}, "CRASHED", "crashed", "Go on"),
     ],
@@ -66,8 +66,8 @@ def test_each_state_has_its_name_its_heading_and_its_way_on(values, phase, headi
 
 def test_a_run_that_died_shows_its_last_words():
     lines = [str(n) for n in range(8)]
-    assert panel_state(known(live=UP, said=lines)).lines == lines[-5:]
-    assert panel_state(known(running=True, live=UP, said=lines)).lines == ()
+    assert panel_state(known(live=UP, log_lines=lines)).lines == lines[-5:]
+    assert panel_state(known(running=True, live=UP, log_lines=lines)).lines == ()
 
 
 @pytest.mark.parametrize(("state", "asks"), [("running", True), ("failed", True), ("ended", False)])

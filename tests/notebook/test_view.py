@@ -24,7 +24,7 @@ def live(**values):
         "state": "running", "sentence": "", "elapsed": 600.0, "shards": 8, "done": 3, "before": 1,
         "failed": 0, "busy": 0.5,
         "rates": {"links": 20.0, "images": 9.0, "judged": 9.0, "pairs": 1.0},
-        "queues": {"parcels": [0, 2], "judged": [0, 256], "sealed": [0, 2]},
+        "queues": {"parcels": [0, 2], "judged": [0, 256], "committed": [0, 2]},
         "stats": {"fetch": lost},
         "history": [[0, 1, 1, 0, 0.1], [600, 20, 9, 1, 0.5]],
     } | values  # fmt: skip
@@ -49,7 +49,7 @@ def test_how_far_a_run_is():
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("parcels", "judging"), ("judged", "writing"), ("sealed", "uploading"), ("", "scraping")],
+    [("parcels", "judging"), ("judged", "writing"), ("committed", "uploading"), ("", "scraping")],
 )
 def test_the_slowest_step_is_named(name, sentence):
     queues = live()["queues"]

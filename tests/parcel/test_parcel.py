@@ -1,4 +1,4 @@
-"""Parcels: sealed, recognised, read back, and mistrusted."""
+"""Parcels: written, recognised, read back, and mistrusted."""
 
 import dataclasses
 import hashlib
@@ -30,13 +30,13 @@ OPTOUT = OptOut(url="http://a/b", where="http://a/c", signal="x-robots-tag", val
 POSITIONS = [3, 0, 7, 1]
 
 
-def sealed(folder, positions=POSITIONS, **how):
+def written(folder, positions=POSITIONS, **how):
     return parcels.write_parcel(map(image, positions), SHARD, folder, stats=Stats(), **how)
 
 
 def first_layout(folder, positions):
     """A parcel as cahlib wrote them before there was one file of metadata."""
-    parcel = sealed(folder, positions)
+    parcel = written(folder, positions)
     with TarWriter(parcel.path.with_suffix(".new")) as tar:
         for each in map(image, positions):
             tar.add(f"{each.candidate.uid}.jpg", each.data)
@@ -51,7 +51,7 @@ def first_layout(folder, positions):
 
 
 def test_images_come_back_in_the_order_of_the_page(tmp_path):
-    parcel = sealed(tmp_path)
+    parcel = written(tmp_path)
     assert parcel.images == 4
     parcels.check_parcel(parcel)
     assert list(parcels.read_images(parcel)) == [image(position) for position in sorted(POSITIONS)]
@@ -92,7 +92,7 @@ def test_a_parcel_of_the_first_layout_is_still_read(tmp_path):
     assert list(parcels.read_images(parcel)) == [image(position) for position in sorted(POSITIONS)]
 
 
-def test_a_sealed_parcel_is_recognised_with_all_it_says(tmp_path):
+def test_a_written_parcel_is_recognised_with_all_it_says(tmp_path):
     def arriving(stats, evidence):
         for number in range(3):
             stats.entered[Stage.FETCH] += 2
@@ -134,14 +134,14 @@ def test_headers_are_those_of_tarfile(tmp_path, name, size):
 
 
 def test_the_tar_is_the_same_whenever_and_wherever_it_is_made(tmp_path):
-    first, second = sealed(tmp_path / "a"), sealed(tmp_path / "b")
+    first, second = written(tmp_path / "a"), written(tmp_path / "b")
     assert first.sha256 == second.sha256
     with tarfile.open(first.path) as tar:
         for member in tar:
             assert (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "")
 
 
-def test_what_nobody_would_read_is_not_sealed(tmp_path):
+def test_what_nobody_would_read_is_not_written(tmp_path):
     long = dataclasses.replace(image(0), robots="x" * 7_900_000)
     assert list(
         parcels.read_images(parcels.write_parcel([long], SHARD, tmp_path, stats=Stats()))
@@ -153,7 +153,7 @@ def test_what_nobody_would_read_is_not_sealed(tmp_path):
 
 
 def test_a_shard_without_images_is_a_parcel_too(tmp_path):
-    parcel = sealed(tmp_path, [])
+    parcel = written(tmp_path, [])
     parcels.check_parcel(parcel)
     assert list(parcels.read_images(parcel)) == []
     assert parcels.find_parcel(tmp_path, SHARD) == parcel
@@ -175,15 +175,15 @@ def test_what_fails_leaves_nothing_behind(tmp_path):
     assert closed
 
 
-def test_sealing_again_replaces_what_was_there(tmp_path):
-    sealed(tmp_path)
-    parcel = sealed(tmp_path, [8])
+def test_writing_again_replaces_what_was_there(tmp_path):
+    written(tmp_path)
+    parcel = written(tmp_path, [8])
     assert [image.candidate.position for image in parcels.read_images(parcel)] == [8]
     assert parcels.find_parcel(tmp_path, SHARD) == parcel
 
 
-def test_an_unsealed_parcel_is_rubbish(tmp_path):
-    parcel = sealed(tmp_path)
+def test_a_parcel_without_its_manifest_is_rubbish(tmp_path):
+    parcel = written(tmp_path)
     manifest = tmp_path / f"{SHARD.id}.json"
     whole = manifest.read_text()
     other = dataclasses.replace(SHARD, id=SHARD.id + ".1")
@@ -212,7 +212,7 @@ def test_an_unsealed_parcel_is_rubbish(tmp_path):
 
 
 def test_a_discarded_parcel_is_gone_and_no_other_one(tmp_path):
-    sealed(tmp_path)
+    written(tmp_path)
     other = dataclasses.replace(SHARD, id=SHARD.id + ".1")
     kept = parcels.write_parcel([image(1)], other, tmp_path, stats=Stats())
     (tmp_path / f"{SHARD.id}.0123abcd.part").touch()
@@ -234,7 +234,7 @@ def test_trouble_with_the_disk_is_said_in_one_sentence(tmp_path):
             file.write(b"more")
     (tmp_path / "file").touch()
     with pytest.raises(ShardError, match="Cannot write a parcel to .*/file: "):
-        sealed(tmp_path / "file")
+        written(tmp_path / "file")
 
 
 def test_a_killed_worker_leaves_rubbish_that_the_next_one_clears_away(tmp_path):
@@ -257,17 +257,17 @@ def test_a_killed_worker_leaves_rubbish_that_the_next_one_clears_away(tmp_path):
         worker.kill()
     assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
     assert parcels.find_parcel(tmp_path, SHARD) is None
-    parcel = sealed(tmp_path)
+    parcel = written(tmp_path)
     assert parcels.find_parcel(tmp_path, SHARD) == parcel
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_lost_worker_cannot_spoil_what_another_one_sealed(tmp_path):
-    """Both seal the same shard; whoever comes last, tar and manifest are of one of them."""
+def test_a_lost_worker_cannot_spoil_what_another_one_wrote(tmp_path):
+    """Both write the same shard; whoever comes last, tar and manifest are of one of them."""
 
     def lost():
         yield image(1)
-        sealed(tmp_path, [2, 3])  # the other one, meanwhile
+        written(tmp_path, [2, 3])  # the other one, meanwhile
         yield image(4)
 
     with pytest.raises(ShardError, match="No such file"):
@@ -281,7 +281,7 @@ def test_a_lost_worker_cannot_spoil_what_another_one_sealed(tmp_path):
 
 
 def test_a_damaged_parcel_is_found_by_its_checksum(tmp_path):
-    parcel = sealed(tmp_path)
+    parcel = written(tmp_path)
     data = bytearray(parcel.path.read_bytes())
     data[5000] ^= 1
     parcel.path.write_bytes(data)
@@ -290,7 +290,7 @@ def test_a_damaged_parcel_is_found_by_its_checksum(tmp_path):
 
 
 def test_an_absent_parcel_is_said_to_be_absent(tmp_path):
-    parcel = sealed(tmp_path)
+    parcel = written(tmp_path)
     parcel.path.unlink()
     for use in (parcels.check_parcel, lambda parcel: list(parcels.read_images(parcel))):
         with pytest.raises(ShardError, match="No such file"):
@@ -406,7 +406,7 @@ EVIL_LINES = {
 
 @pytest.mark.parametrize("evil", EVIL_LINES)
 def test_a_hostile_index_is_refused(tmp_path, evil):
-    parcel = sealed(tmp_path, [0, 1])
+    parcel = written(tmp_path, [0, 1])
     data = parcel.path.read_bytes()
     lines = data[parcel.index :].rstrip(b"\0")
     parcel.path.write_bytes(data[: parcel.index] + EVIL_LINES[evil](lines))
@@ -416,7 +416,7 @@ def test_a_hostile_index_is_refused(tmp_path, evil):
 
 @pytest.mark.parametrize("index", [-1, 1, 2**40, 2**70])
 def test_an_index_that_lies_elsewhere_is_refused(tmp_path, index):
-    parcel = dataclasses.replace(sealed(tmp_path), index=index)
+    parcel = dataclasses.replace(written(tmp_path), index=index)
     with pytest.raises(ShardError, match="has to be scraped again"):
         list(parcels.read_images(parcel))
 
@@ -433,7 +433,7 @@ def test_absurd_sizes_are_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    parcel = sealed(tmp_path_factory.mktemp("whole"), [1, 0])
+    parcel = written(tmp_path_factory.mktemp("whole"), [1, 0])
     manifest = parcel.path.parent / f"{SHARD.id}.json"
     return parcel, parcel.path.read_bytes(), manifest.read_bytes()
 

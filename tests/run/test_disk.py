@@ -20,7 +20,7 @@ from tests.world import judged, small
 ROOM = 8 << 20
 
 #: KiB with which something fails, at each size something else: the ledger with what SQLite
-#: keeps beside it, the parcels, the tars, the seals, the ledger's log as it grows.
+#: keeps beside it, the parcels, the tars, the manifests, the ledger's log as it grows.
 SIZES = (0, 4, 12, 24, 48, 80, 96, 112, 160, 256, 320, 512, 640, 704, 768)
 
 

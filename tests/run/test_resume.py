@@ -38,8 +38,8 @@ def lost(tmp_path):
     """The URL of two shards that a lost machine brought there."""
     url = (tmp_path / "drive" / "dataset").as_uri()
     for number in (0, 1):
-        sealed = world.write(tmp_path / "lost", first=30 * number, shard=f"s-{number}")
-        upload_shards([sealed], tmp_path / "lost", url)
+        manifest = world.write(tmp_path / "lost", first=30 * number, shard=f"s-{number}")
+        upload_shards([manifest], tmp_path / "lost", url)
     return url
 
 

@@ -131,7 +131,7 @@ def test_a_retry_makes_the_dataset_of_a_web_that_never_failed(made, folder, web)
     still = {uid for uid in missing if web.is_failing(whole[uid]["URL"])}
     assert (result.links, result.run.faults, result.run.errors) == (len(missing), (), ())
     assert still and result.stats.left[Stage.JUDGE] == len(missing) - len(still)
-    counts = dict(summarize(folder).funnel())
+    counts = dict(summarize(folder).stage_counts())
     assert counts["links"] == counts["candidates"] == len(whole)
     assert result.run.stats.entered[Stage.FETCH] == len(whole) + len(missing)
     now = rows(folder)

@@ -232,20 +232,20 @@ def _left(job: Job) -> int:
 
 def _whole(folder: Path, shards: int) -> bool:
     """Whether each shard is there once, with all that its links came to; prints what is not so."""
-    sealed = list(read_manifests(folder))
+    manifests = list(read_manifests(folder))
     uids = Counter(pq.read_table(folder / "metadata", columns=["uid"])["uid"].to_pylist())
-    lost = sum((each.stats.dropped for each in sealed), Counter[DropReason]())
+    lost = sum((each.stats.dropped for each in manifests), Counter[DropReason]())
     cut = {reason.value: n for reason, n in lost.items() if reason.stage is not Stage.READ}
     faults = list(verify(folder))
-    if len(sealed) != shards or len({each.shard.id for each in sealed}) != shards:
-        faults.append(f"{len(sealed)} shards of {shards}")
+    if len(manifests) != shards or len({each.shard.id for each in manifests}) != shards:
+        faults.append(f"{len(manifests)} shards of {shards}")
     faults += [f"{uid} {n} times" for uid, n in uids.items() if n > 1]
-    for each in sealed:
+    for each in manifests:
         if each.stats.entered[Stage.CHOOSE] != LINKS or any(map(each.stats.unaccounted, Stage)):
             faults.append(f"{each.shard.id} has not the links that it should")
     faults += [str(path) for path in folder.rglob("*.part")]
     print(
-        f"{len(sealed)} shards once each, {len(uids):,} pairs of {shards * LINKS:,} links, "
+        f"{len(manifests)} shards once each, {len(uids):,} pairs of {shards * LINKS:,} links, "
         f"lost to the cuts {cut}; faults: {faults[:9] or 'none'}"
     )
     return not faults

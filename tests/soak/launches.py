@@ -158,9 +158,9 @@ def _die_at(number: int, below: tuple[str, ...]) -> None:
     sys.addaudithook(heard)
 
 
-def _left(session: int, patience: float = 60) -> list[str]:
+def _left(session: int, timeout: float = 60) -> list[str]:
     """Return the processes of a session that do not end."""
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     while True:
         left = []
         for each in psutil.process_iter():

@@ -303,13 +303,13 @@ def cloud(tmp_path):
 @contextmanager
 def scraping(cloud, folder, said, rules, nodes=2):
     """An engine on nodes that are looked after."""
-    orders = lifecycle.SwarmConfig(
+    config = lifecycle.SwarmConfig(
         limits=ServerLimits(nodes=nodes), state=folder / "run/swarm", rules=rules
     )
     accounts = hetzner.accounts(TOKEN, endpoint=cloud.url)
     with lifecycle.swarm_engine(
         accounts,
-        orders,
+        config,
         folder / "parcels",
         report=said.append,
         stop=Event(),
@@ -420,7 +420,7 @@ def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path,
         fetch_log(login, target, **settings)
 
     monkeypatch.setattr(install, "fetch_log", fetched)
-    orders = lifecycle.SwarmConfig(
+    config = lifecycle.SwarmConfig(
         limits=ServerLimits(nodes=2, max_cost=0.014), state=tmp_path / "run/swarm"
     )
     accounts, stop, swarm_status = (
@@ -428,18 +428,18 @@ def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path,
         Event(),
         SwarmStatus(),
     )
-    lifecycle.create_swarm(accounts, orders, report=lambda _: None)
+    lifecycle.create_swarm(accounts, config, report=lambda _: None)
     began = datetime.now(timezone.utc) - timedelta(minutes=30)
     mine = [each for each in cloud.servers() if each["name"] != "stranger"]
     with lifecycle.swarm_engine(
-        accounts, orders, tmp_path, report=lambda _: None, stop=stop, swarm_status=swarm_status
+        accounts, config, tmp_path, report=lambda _: None, stop=stop, swarm_status=swarm_status
     ):
         for server in mine:  # not before: a slow machine would lose them while it connects
             server["created"] = began.isoformat()
         assert stop.wait(jobs.LIMIT)
         jobs.until(lambda: [each["name"] for each in cloud.servers()] == ["stranger"])
     assert swarm_status.spent == pytest.approx(0.014)
-    logs = {path.name for path in (orders.state / "logs").iterdir()}
+    logs = {path.name for path in (config.state / "logs").iterdir()}
     assert logs == {f"{each['name']}.log" for each in mine}
 
 
@@ -447,9 +447,9 @@ def test_the_ceiling_holds_while_a_run_takes_its_time_to_finish(cloud, tmp_path,
 def test_the_ceiling_holds_without_a_terminal(cloud, tmp_path, monkeypatch):
     monkeypatch.setattr(lifecycle, "_COST_INTERVAL", 0.1)
     limits = ServerLimits(nodes=1, max_cost=0.01)
-    orders = lifecycle.SwarmConfig(limits=limits, state=tmp_path / "run/swarm", rules=RULES)
+    config = lifecycle.SwarmConfig(limits=limits, state=tmp_path / "run/swarm", rules=RULES)
     accounts, stop = hetzner.accounts(TOKEN, endpoint=cloud.url), Event()
-    lifecycle.create_swarm(accounts, orders, report=lambda _: None)
+    lifecycle.create_swarm(accounts, config, report=lambda _: None)
     for server in cloud.servers():
         server["created"] = "2026-01-01T00:00:00+00:00"
 
@@ -458,7 +458,7 @@ def test_the_ceiling_holds_without_a_terminal(cloud, tmp_path, monkeypatch):
             raise OSError("there is no terminal any more")
 
     with lifecycle.swarm_engine(
-        accounts, orders, tmp_path, report=report, stop=stop, swarm_status=SwarmStatus()
+        accounts, config, tmp_path, report=report, stop=stop, swarm_status=SwarmStatus()
     ):
         assert stop.wait(jobs.LIMIT)
     assert [server["name"] for server in cloud.servers()] == ["stranger"]

@@ -44,20 +44,20 @@ def running(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def goods(running, tmp_path_factory):
-    goods = install.make_package(tmp_path_factory.mktemp("wheel"), wheelhouse=running.image.wheels)
-    assert goods.image == running.image.name
-    return goods
+def package(running, tmp_path_factory):
+    made = install.make_package(tmp_path_factory.mktemp("wheel"), wheelhouse=running.image.wheels)
+    assert made.image == running.image.name
+    return made
 
 
 @pytest.fixture(scope="module")
-def logins(running, goods, tmp_path_factory):
+def logins(running, package, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     keys = SwarmKeys(folder / "keys")
     for name in ("alpha", "beta"):
         running.boot(name, user_data(keys, name, own=machines.NETWORK))
     logins = [Login(name=m.name, address=m.address, keys=keys) for m in running.all.values()]
-    failed = hosts.set_up(logins, goods)
+    failed = hosts.set_up(logins, package)
     assert not failed, failed
     return logins
 
@@ -144,8 +144,8 @@ def test_a_restarted_service_is_back(logins, scrapers):
     assert not scrapers.await_nodes(["beta"], timeout=jobs.LIMIT)
 
 
-def test_a_machine_that_does_not_come_up_shows_what_cloud_init_said(logins, goods):
-    broken = dataclasses.replace(goods, pins=f"{goods.pins}aiohttp==0\n")
+def test_a_machine_that_does_not_come_up_shows_what_cloud_init_said(logins, package):
+    broken = dataclasses.replace(package, pins=f"{package.pins}aiohttp==0\n")
     steps, networks_for = [], hosts.admitted(logins)
     with pytest.raises(install.NotReady) as caught:
         install.set_up_node(
@@ -158,7 +158,7 @@ def test_a_machine_that_does_not_come_up_shows_what_cloud_init_said(logins, good
     said = str(caught.value).partition("cloud-init-output.log on beta:")[2]
     assert "Cloud-init" in said and len(said.splitlines()) < 20
     assert steps == [("beta", step) for step in ("ssh", "boot", "install")]
-    install.set_up_node(logins[1], goods, head=logins[0], networks_for=networks_for)
+    install.set_up_node(logins[1], package, head=logins[0], networks_for=networks_for)
 
 
 def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers, tmp_path):
@@ -195,7 +195,7 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
     assert not scrapers.await_nodes(["beta"], timeout=jobs.LIMIT)
 
 
-def test_a_watchdog_is_alone_with_its_token(logins, running, goods):
+def test_a_watchdog_is_alone_with_its_token(logins, running, package):
     one, token = Account(limit=4), "token-of-the-watchdog"
     with serve(Cloud({"token-of-ada": one, token: one}), host=running.address) as cloud:
         limits, said = ServerLimits(nodes=2), []
@@ -208,7 +208,7 @@ def test_a_watchdog_is_alone_with_its_token(logins, running, goods):
         for silence in (600, 1):
             dog = dataclasses.replace(dog, silence=silence)
             told = dataclasses.replace(
-                goods, watchdog=lambda name, dog=dog: dog.instructions(head, made)
+                package, watchdog=lambda name, dog=dog: dog.instructions(head, made)
             )
             install.set_up_node(
                 logins[0], told, head=logins[0], networks_for=hosts.admitted(logins)
@@ -224,6 +224,6 @@ def test_a_watchdog_is_alone_with_its_token(logins, running, goods):
                         node.run(secret)
         jobs.until(lambda: not cloud.servers("token-of-ada"))
         assert token not in install.node_log(logins[0], lines=1000)
-    install.set_up_node(logins[0], goods, head=logins[0], networks_for=hosts.admitted(logins))
+    install.set_up_node(logins[0], package, head=logins[0], networks_for=hosts.admitted(logins))
     with ssh_session(logins[0]) as node:
         assert node.run("systemctl is-active crawl-watchdog || true").strip() == "inactive"

@@ -87,14 +87,14 @@ def test_certificates_that_end_soon_are_renewed_and_what_opens_the_nodes_stays(k
 
 def test_certificates_are_renewed_before_servers_are_made(tmp_path, monkeypatch):
     """None is made here: the account has no room."""
-    orders = lifecycle.SwarmConfig(limits=ServerLimits(nodes=1), state=tmp_path / "run/swarm")
-    keys = SwarmKeys(secret_path(orders.state, "keys"))
+    config = lifecycle.SwarmConfig(limits=ServerLimits(nodes=1), state=tmp_path / "run/swarm")
+    keys = SwarmKeys(secret_path(config.state, "keys"))
     before = keys.authority().public.read_bytes()
     monkeypatch.setattr(key_files, "_MIN_REMAINING", days(31))  # so those of today end soon
     with clouds.serve(clouds.Cloud({"token": clouds.Account(limit=0)})) as cloud:
         accounts = hetzner.accounts("token", endpoint=cloud.url)
         with pytest.raises(RunError, match="no account accepted"):
-            lifecycle.create_swarm(accounts, orders, report=lambda _: None)
+            lifecycle.create_swarm(accounts, config, report=lambda _: None)
     assert keys.authority().public.read_bytes() != before
 
 

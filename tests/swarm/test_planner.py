@@ -45,7 +45,7 @@ class Catalogue:
     def servers(self, labels):
         return []
 
-    def create(self, wanted, wish):
+    def create(self, wanted, spec):
         if len(self.made) >= self.limit:
             raise Denied(DenialReason.LIMIT, f"{self.name}: server limit.")
         if sum(each.cores for each in self.made) + wanted.cores > self.cores:
@@ -55,12 +55,12 @@ class Catalogue:
         self.made.append(wanted)
         return Server(
             id=len(self.made),
-            name=wish.name,
+            name=spec.name,
             address="",
             type=wanted.type,
             location=wanted.location,
             status="running",
-            labels=wish.labels,
+            labels=spec.labels,
             created=0,
         )
 

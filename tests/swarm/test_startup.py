@@ -27,11 +27,11 @@ def cloud():
 
 def made(cloud, said, nodes=3):
     accounts = hetzner.accounts(TOKEN, endpoint=cloud.url, poll=0.01)
-    fleet = Provisioner(
+    provisioner = Provisioner(
         "r1", plan_servers(accounts, ServerLimits(nodes=nodes)), lambda name: "", said.append
     )
-    fleet.prepare("ssh-ed25519 AAAA")
-    return fleet
+    provisioner.prepare("ssh-ed25519 AAAA")
+    return provisioner
 
 
 def itself(server):
@@ -50,24 +50,24 @@ def not_ready(login, cause):
 
 
 def test_work_begins_with_the_head_while_another_server_is_not_up(cloud):
-    go, fleet = Event(), made(cloud, [])
+    go, provisioner = Event(), made(cloud, [])
 
     def bring_up(login, head):
         if login.name != head.name:
             assert go.wait(LIMIT)
 
     startup = Startup(bring_up)
-    leader = start_head(fleet, startup, itself, report=print)
+    leader = start_head(provisioner, startup, itself, report=print)
     assert startup.up() == [leader.name] and len(startup.pending()) == 2
     go.set()
-    start_others(fleet, startup, itself, leader, report=print)
+    start_others(provisioner, startup, itself, leader, report=print)
     assert len(startup.up()) == 3 and leader.name == head(cloud)
 
 
 @pytest.mark.parametrize("never", ["late", "failed"])
 def test_if_the_head_does_not_boot_another_one_leads_and_the_others_join_it(cloud, never):
-    go, joined, fleet = Event(), {}, made(cloud, [])
-    fleet.fill()
+    go, joined, provisioner = Event(), {}, made(cloud, [])
+    provisioner.fill()
     first = head(cloud)
 
     def bring_up(login, head):
@@ -78,7 +78,7 @@ def test_if_the_head_does_not_boot_another_one_leads_and_the_others_join_it(clou
         joined[login.name] = head.name
 
     startup = Startup(bring_up)
-    leader = start_head(fleet, startup, itself, report=print, late=0)
+    leader = start_head(provisioner, startup, itself, report=print, late=0)
     assert leader.name == head(cloud) != first
     until(lambda: len(startup.up()) >= 2)
     go.set()
@@ -90,17 +90,17 @@ def test_if_the_head_does_not_boot_another_one_leads_and_the_others_join_it(clou
 
 
 def test_servers_that_are_taken_down_on_their_way_are_not_waited_for(cloud):
-    go, fleet = Event(), made(cloud, [])
+    go, provisioner = Event(), made(cloud, [])
 
     def bring_up(login, head):
         if login.name == head.name:
-            delete_swarm(fleet.accounts, fleet.labels, pause=0.01)
-            fleet.servers()  # as whoever looks at them does
+            delete_swarm(provisioner.accounts, provisioner.labels, pause=0.01)
+            provisioner.servers()  # as whoever looks at them does
         assert go.wait(LIMIT)
 
     try:
         with pytest.raises(Stopped, match="were deleted"):
-            start_head(fleet, Startup(bring_up), itself, report=print)
+            start_head(provisioner, Startup(bring_up), itself, report=print)
     finally:
         go.set()
     assert not cloud.servers()
@@ -137,8 +137,8 @@ def test_servers_that_fail_beside_others_are_replaced(cloud):
             bad.append(login.name)
             raise not_ready(login, CommandFailed("its disk is broken"))
 
-    fleet, startup = made(cloud, said, nodes=2), Startup(bring_up)
-    leader = start_head(fleet, startup, itself, report=said.append)
-    start_others(fleet, startup, itself, leader, report=said.append)
+    provisioner, startup = made(cloud, said, nodes=2), Startup(bring_up)
+    leader = start_head(provisioner, startup, itself, report=said.append)
+    start_others(provisioner, startup, itself, leader, report=said.append)
     assert len(startup.up()) == 2 and bad[0] not in startup.up()
     assert any("its disk is broken" in sentence for sentence in said)

@@ -318,10 +318,10 @@ def test_a_head_deletes_a_swarm_that_nobody_drives(tmp_path):
             theirs = accounts(DRIVER, endpoint=cloud.url, poll=0.01)
 
             def up(guard):
-                orders = lifecycle.SwarmConfig(
+                config = lifecycle.SwarmConfig(
                     limits=ServerLimits(nodes=1), state=state, watchdog=guard
                 )
-                lifecycle.create_swarm(theirs, orders, report=lambda _: None)
+                lifecycle.create_swarm(theirs, config, report=lambda _: None)
                 return next(iter(machines.all.values()))
 
             machine = up(dog(cloud))

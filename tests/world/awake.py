@@ -31,5 +31,5 @@ def build() -> world.World:
 
 def job(output: str, web: Web, *, seconds: float = LIMIT) -> Job:
     """The demo's run, with this patience."""
-    patience = {f"{what}_timeout": seconds for what in ("connect", "read", "total")}
-    return config.replace_settings(demo.job(output, web), **patience)
+    timeouts = {f"{what}_timeout": seconds for what in ("connect", "read", "total")}
+    return config.replace_settings(demo.job(output, web), **timeouts)

@@ -32,12 +32,12 @@ def fill(database: Database, now: float, *, machines: int = 1000, rows: int = 60
         {what: sum(row[what] for row in each) for what in ("scraped", "done", "pairs", "bytes")}
         for each in did
     ]
-    owners = [
+    nicknames = [
         {"nickname": name, "folded": f"{fold(name)}{n}", "team": chance.choice([None, *TEAMS]),
          "secret": None if n % 7 == 3 else b"his" * 10}
         for n, name in enumerate(every)
     ]  # fmt: skip
-    crew = [
+    found = [
         {"id": n, "name": f"brave-otter-{n:05}", "nickname": every[n % len(every)],
          "kind": "cpu" if n % len(every) % 5 == 4 else "hybrid", "secret": n.to_bytes(32, "big"),
          "first_seen": now - 20 * DAY, "last_seen": now - chance.expovariate(1 / 1200),
@@ -53,12 +53,12 @@ def fill(database: Database, now: float, *, machines: int = 1000, rows: int = 60
         (teams, [{"name": team, "folded": fold(team)} for team in TEAMS]),
         (activity, [row for each in did for row in each]),
         (activity, [{"nickname": name, "time": 0} | sums[n] for n, name in enumerate(every)]),
-        (people, [owner | sums[n] for n, owner in enumerate(owners)]),
-        (workers, crew),
+        (people, [owner | sums[n] for n, owner in enumerate(nicknames)]),
+        (workers, found),
         (wats, [{"number": n * _APART, "url": _WAT.format(n)} for n in range(rows // 2)]),
         (shards, [
             {"number": n * _APART, "id": f"{n:06}", "url": _WAT.format(n // 2), "half": n % 2}
-            | _state(n, rows, now, chance, [each["id"] for each in crew if each["kind"] != "cpu"])
+            | _state(n, rows, now, chance, [each["id"] for each in found if each["kind"] != "cpu"])
             for n in range(rows)
         ]),
         (failures, [

@@ -238,11 +238,11 @@ class Hosts:
         _ip("netns", "delete", host.space)
 
 
-def set_up(logins: list[Login], goods: install.Package) -> dict[str, Exception]:
+def set_up(logins: list[Login], package: install.Package) -> dict[str, Exception]:
     """Make nodes of machines that are there, the first one the head; gives what went wrong."""
     startup = Startup(
         lambda login, head: install.set_up_node(
-            login, goods, head=head, networks_for=admitted(logins)
+            login, package, head=head, networks_for=admitted(logins)
         )
     )
     startup.start(logins, logins[0])

@@ -301,8 +301,8 @@ def finish(job):
     job.store(folder / "run" / "job.json")
     ledger = LocalLedger(folder / "run" / "ledger.sqlite")
     for number, shard in enumerate(list_shards(job.crawl, contact=job.download.contact)):
-        sealed = write(folder, first=1000 * number, shard=shard.id, spec=spec)
+        manifest = write(folder, first=1000 * number, shard=shard.id, spec=spec)
         ledger.add([shard])
-        ledger.commit(shard, read_uids(folder, sealed), sealed.stats)
+        ledger.commit(shard, read_uids(folder, manifest), manifest.stats)
         ledger.mark_done(shard)
     ledger.close()

@@ -91,7 +91,7 @@ def _require_same_columns(columns: Sequence[TableRows]) -> None:
     for other in columns[1:]:
         if other.columns != columns[0].columns:
             raise ConfigError(
-                f"links: {other.table} has other columns than {columns[0].table} "
+                f"links: {other.table} has different columns from {columns[0].table} "
                 f"({_shown(other)} instead of {_shown(columns[0])}); make a dataset of each."
             )
 

@@ -66,7 +66,7 @@ def _parts(found: Summary, name: str, job_values: Mapping[str, Any]) -> Iterator
         yield f"Columns of the metadata that the samples in images/ lack: {', '.join(also)}.\n"
     yield "## Numbers\n"
     yield "".join(f"{_cell(each)}\n" for each in found.warnings())
-    yield _table(("step", "number"), [(step, f"{n:,}") for step, n in found.funnel()])
+    yield _table(("step", "number"), [(step, f"{n:,}") for step, n in found.stage_counts()])
     yield _table(("dropped in", "number", "share", "reason"), _lost(found))
     yield "## How to load it\n"
     yield from loading_examples(found, job_values)

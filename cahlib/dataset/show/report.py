@@ -31,7 +31,7 @@ def render_report(found: Summary, name: str, job_values: Mapping[str, Any]) -> s
         title=name,
         found=found,
         size=size,
-        funnel=bar_rows(_funnel(found), log=True),
+        stage_counts=bar_rows(_stage_counts(found), log=True),
         stages=[_stage(found, stage) for stage in Stage],
         histogram=histogram(
             found.kept, found.dropped, thresholds=[threshold for _, threshold in found.models]
@@ -54,9 +54,9 @@ def _day(seconds: float) -> str:
     return time.strftime("%d %B %Y, %H:%M", time.gmtime(seconds)).lstrip("0")
 
 
-def _funnel(found: Summary) -> list[tuple[str, int, str]]:
+def _stage_counts(found: Summary) -> list[tuple[str, int, str]]:
     """Return the steps, each with its share of the step before it."""
-    steps = found.funnel()
+    steps = found.stage_counts()
     notes = ["", f"{steps[1][1] / max(steps[0][1], 1):.1f} per record"]
     notes += [f"{percentage(n, of)} of {what}" for (what, of), (_, n) in pairwise(steps[1:])]
     return [(step, number, note) for (step, number), note in zip(steps, notes, strict=True)]

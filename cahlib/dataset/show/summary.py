@@ -79,7 +79,7 @@ class Summary:
         more = len(self.cut) - len(named)
         return named + [f"So are {plural(more, 'other WAT file')}."] * bool(more)
 
-    def funnel(self) -> tuple[tuple[str, int], ...]:
+    def stage_counts(self) -> tuple[tuple[str, int], ...]:
         """Return the number after each step of the work."""
         entered, left = self.stats.entered, self.stats.left
         return (
