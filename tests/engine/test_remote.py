@@ -6,8 +6,6 @@ These tests earn their seconds: real sshd, real TLS and real Dask processes, kil
 import logging
 import signal
 import subprocess
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -30,41 +28,13 @@ from cahlib.run.pipeline import run
 from cahlib.run.scrape import scrape
 from cahlib.run.scrapers import _Supplied
 from cahlib.swarm import install, status
-from cahlib.swarm.billing import Billing
 from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import user_data
-from cahlib.swarm.provider import Server
 from cahlib.swarm.ssh import Login, ssh_session
 from tests.world import awake, hosts, jobs, small, tables, zygote
+from tests.world.swarms import ProvisionerOf, Swarm
 
 needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
-
-
-class Swarm:
-    """Two nodes that are up; the first is the head."""
-
-    def __init__(self, machines, keys, package):
-        self.machines, self.keys, self.package = machines, keys, package
-        self.logins = [
-            Login(name=host.name, address=host.address, keys=keys) for host in machines.all.values()
-        ]
-        self.address = f"tls://{self.logins[0].address}:{install.SCHEDULER_PORT}"
-        self.networks_for = hosts.admitted(self.logins)
-
-    def reach(self, **settings):
-        return ClusterAddress(
-            address=self.address, keys=self.keys, parcel_folder="/home/crawl/parcels", **settings
-        )
-
-    def host(self, name):
-        return self.machines.all[name]
-
-    @contextmanager
-    def scraping(self, job, *, stop, swarm_status):
-        """For `cahlib.run.pipeline.run`: scrape on the nodes."""
-        with remote_engine(self.reach(), job.output.folder / "run" / "parcels") as cluster:
-            assert not cluster.await_nodes(["alpha", "beta"], timeout=jobs.LIMIT)
-            yield _Supplied(cluster), cluster.folder
 
 
 @pytest.fixture(scope="module")
@@ -351,31 +321,6 @@ def test_a_view_tells_what_the_nodes_do_and_so_it_does_from_elsewhere(swarm, scr
     jobs.until(overheard)
     (tmp_path / "go").touch()
     assert take(scrapers, 1) == {"counting": "done"}
-
-
-class ProvisionerOf:
-    """As much of a fleet as a view looks at."""
-
-    def __init__(self, logins):
-        self.listed = {
-            each.name: Server(
-                id=n, name=each.name, address=each.address, type="cx23", location="fsn1",
-                status="running", labels={}, created=0,
-            )
-            for n, each in enumerate(logins)
-        }  # fmt: skip
-        self.billing, self.clock = Billing(), time.time
-        for name in self.listed:
-            self.billing.open(name, 0.25, time.time())
-
-    def servers(self):
-        return list(self.listed.values())
-
-    def heartbeat(self):
-        pass
-
-    def spent(self):
-        return self.billing.spent(self.clock())
 
 
 @needs_hosts

@@ -1,6 +1,5 @@
 """Failed links are fetched again: the dataset becomes that of a web that never failed."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -15,21 +14,19 @@ import pytest
 from cahlib.core.config import Crawl, Job, replace_settings
 from cahlib.core.errors import MissingSetting, RunError, ShardError
 from cahlib.core.records import DropReason, Shard, Stage
-from cahlib.core.retry_shards import TEMPORARY_REASONS, Retry, parse_attempt
+from cahlib.core.retry_shards import Retry, parse_attempt
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.tables.listing import estimate_rows
 from cahlib.dataset.layout import part_path
 from cahlib.dataset.maintain.purge import PurgeLists, purge
 from cahlib.dataset.maintain.verify import verify
-from cahlib.dataset.manifest import encode_manifest, manifest_path, read_manifests
-from cahlib.dataset.outcomes import KEPT, read_outcomes
+from cahlib.dataset.manifest import read_manifests
+from cahlib.dataset.outcomes import KEPT
 from cahlib.dataset.show.summary import summarize
-from cahlib.demo.web import Answer
 from cahlib.guide import read_page
 from cahlib.run import pipeline
 from cahlib.run.dataset_job import dataset_job
 from cahlib.run.pipeline import run
-from cahlib.run.retry import retry_links
 from cahlib.run.retry_plan import failed_links, plan_retry
 from cahlib.run.scrapers import open_scrapers
 from tests.engine.test_cluster import within
@@ -37,38 +34,25 @@ from tests.world import small, tables
 from tests.world.command import json_keys, said
 from tests.world.crashes import before_each_renaming
 from tests.world.pictures import picture
-
-TEMPORARY = tuple(each.value for each in TEMPORARY_REASONS)
-LATER = 2**40  # seconds since 1970
-
-
-class Flaky(small.Pictures):
-    """A web on which a share of the links, always the same ones, fails."""
-
-    failing = 0  #: per cent
-    pictures = {}  #: of some links, in place of the one that all others have
-
-    def is_failing(self, url):
-        return int(md5(url.encode()).hexdigest()[:8], 16) % 100 < self.failing
-
-    def answer(self, request):
-        answer = super().answer(request)
-        if answer.status != 200 or not self.is_failing(request.url):
-            data = self.pictures.get(request.url)
-            return Answer(body=data, type="image/jpeg") if data else answer
-        return Answer(status=503) if "-0-" in request.url else Answer(raw=True)
+from tests.world.retries import (
+    LATER,
+    TEMPORARY,
+    Flaky,
+    content,
+    job,
+    named,
+    outcome_rows,
+    outcomes,
+    retry,
+    rows,
+    without_outcomes,
+)
 
 
 @pytest.fixture(scope="module")
 def web():
     with Flaky() as web:
         yield web
-
-
-def job(made, folder, web, **settings):
-    """The run of which the datasets are; no model judges."""
-    own = small.job(made / "crawl" / "*.warc.wat.gz", folder, web)
-    return replace_settings(own, no_judge=True, model="", threshold=None, safety="", **settings)
 
 
 @pytest.fixture(scope="module")
@@ -86,40 +70,6 @@ def folder(made, tmp_path, web):
     """A copy of the dataset with failed links; the web fails less now."""
     web.failing = 5
     return shutil.copytree(made / "failed", tmp_path / "set")
-
-
-def retry(place, only=TEMPORARY, before=LATER, *, stop=None, scraping=small.scraping, **settings):
-    job = dataset_job(str(place), settings, {"CAH_CONTACT": "tests@example.org"})
-    plan = plan_retry(job, only, before=before, blocked=Blocklists.load(job.crawl))
-    return retry_links(job, plan, stop=stop, scraping=scraping)
-
-
-def rows(folder):
-    """The rows of a dataset's metadata, by uid."""
-    found = pq.read_table(folder / "metadata").to_pylist()
-    assert len({row["uid"] for row in found}) == len(found)
-    return {row["uid"]: row for row in found}
-
-
-def outcomes(folder):
-    """The reasons of each link, by uid, in the order of its attempts."""
-    found = {}
-    for manifest in read_manifests(folder):
-        for batch in read_outcomes(folder, manifest, ["uid", "reason"]):
-            for row in batch.to_pylist():
-                found.setdefault(row["uid"], []).append(row["reason"])
-    return found
-
-
-def content(folder):
-    return {
-        path.relative_to(folder): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-        and len(path.relative_to(folder).parts) == 2
-        and path.relative_to(folder).parts[0] != "run"
-        and path.name not in ("nshards.txt", "sizes.json")
-    }
 
 
 def test_a_retry_makes_the_dataset_of_a_web_that_never_failed(made, folder, web):
@@ -184,7 +134,7 @@ def test_a_retry_that_is_killed_anywhere_ends_with_the_same_dataset(made, web, t
     for folder in (whole, *folders):
         shutil.copytree(made / "failed", folder)
     retry(whole)
-    imports = "from tests.run.test_retry import retry"
+    imports = "from tests.world.retries import retry"
     ended = before_each_renaming(imports, "retry(folder)", folders, stride=10)
     assert ended == ["9"] * len(folders)
     for folder in folders:
@@ -325,14 +275,6 @@ def test_another_machine_gets_the_failed_links_and_nothing_else(made, folder, we
     assert list(verify(folder)) == []
 
 
-def without_outcomes(folder):
-    for manifest in list(read_manifests(folder)):
-        files = {p: each for p, each in manifest.files.items() if not p.startswith("outcomes/")}
-        told = dataclasses.replace(manifest, files=files)
-        (folder / manifest_path(manifest.shard.id)).write_bytes(encode_manifest(told))
-        yield manifest.shard.id
-
-
 def test_shards_without_outcomes_and_damaged_ones_are_left_out(folder, capsys, monkeypatch):
     monkeypatch.setenv("CAH_CONTACT", "tests@example.org")
     first, second = without_outcomes(shutil.copytree(folder, folder.with_name("old")))
@@ -394,15 +336,6 @@ def test_links_of_images_that_must_go_leave_no_trace_in_outcomes(web, tmp_path, 
     list(purge(folder, PurgeLists(hashes=(str(lists[1]),))))
     assert named(folder).isdisjoint(pictures) and list(verify(folder)) == []
     assert retry(folder, known_harm=str(lists[0])).links == 0
-
-
-def outcome_rows(folder):
-    return [row for path in folder.glob("outcomes/*") for row in pq.read_table(path).to_pylist()]
-
-
-def named(folder):
-    """The links that the outcomes of a dataset name."""
-    return {row["url"] for row in outcome_rows(folder) if row["url"]}
 
 
 def test_shards_of_a_tracker_are_not_retried(tmp_path, capsys, monkeypatch):

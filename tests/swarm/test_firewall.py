@@ -10,9 +10,9 @@ from cahlib.swarm.keys import SwarmKeys
 from cahlib.swarm.node import user_data
 from cahlib.swarm.planner import ServerLimits, plan_servers
 from cahlib.swarm.provisioning import Provisioner
-from tests.swarm.test_provisioning import ONE, ruled
 from tests.world import cloud as clouds
 from tests.world import hosts, jobs
+from tests.world.servers import ONE, ruled
 
 TOKEN = ONE
 
