@@ -106,7 +106,7 @@ def _front(found: Summary, name: str, languages: list[str]) -> str:
 def _lost(found: Summary) -> Iterator[tuple[str, ...]]:
     for stage in Stage:
         entered = found.stats.entered[stage]
-        for reason, number in found.lost(stage):
+        for reason, number in found.drop_counts(stage):
             yield stage.value, f"{number:,}", percentage(number, entered), reason.phrase
 
 

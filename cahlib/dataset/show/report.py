@@ -65,5 +65,5 @@ def _stage_counts(found: Summary) -> list[tuple[str, int, str]]:
 def _stage(found: Summary, stage: Stage) -> tuple[Stage, int, int, str, list[BarRow]]:
     """Return what entered and left a stage, and why the rest was dropped."""
     entered, left = found.stats.entered[stage], found.stats.left[stage]
-    rows = [(reason.phrase, n, percentage(n, entered)) for reason, n in found.lost(stage)]
+    rows = [(reason.phrase, n, percentage(n, entered)) for reason, n in found.drop_counts(stage)]
     return stage, entered, left, percentage(left, entered), bar_rows(rows, most=entered)

@@ -90,10 +90,10 @@ class Summary:
             ("kept", left[Stage.JUDGE]),
         )
 
-    def lost(self, stage: Stage) -> tuple[tuple[DropReason, int], ...]:
+    def drop_counts(self, stage: Stage) -> tuple[tuple[DropReason, int], ...]:
         """Return the reasons of a stage with their counts, the most frequent first."""
-        lost = self.stats.dropped
-        of_stage = [(each, lost[each]) for each in DropReason if each.stage is stage and lost[each]]
+        counts = self.stats.dropped
+        of_stage = [(r, counts[r]) for r in DropReason if r.stage is stage and counts[r]]
         return tuple(sorted(of_stage, key=lambda pair: -pair[1]))
 
 
@@ -189,7 +189,7 @@ def summary_lines(place: str | Path) -> Iterator[str]:
     for stage in Stage:
         entered, left = found.stats.entered[stage], found.stats.left[stage]
         yield f"{stage.value}: {entered:,} {stage.takes} in, {left:,} {stage.gives} out"
-        for reason, number in found.lost(stage):
+        for reason, number in found.drop_counts(stage):
             yield f"  {number:>12,}  {percentage(number, entered):>8}  {reason.phrase}"
     if found.domains:
         yield "hosts with the most pairs:"
@@ -206,7 +206,7 @@ def summary_json(place: str | Path) -> dict[str, Any]:
         stage.value: {
             "entered": found.stats.entered[stage],
             "left": found.stats.left[stage],
-            "dropped": {reason.value: number for reason, number in found.lost(stage)},
+            "dropped": {reason.value: number for reason, number in found.drop_counts(stage)},
         }
         for stage in Stage
     }
