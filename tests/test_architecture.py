@@ -129,3 +129,16 @@ def test_public_names_are_defined_once():
     public = {name: where for name, where in places.items() if not name.startswith("_")}
     public = {name: where for name, where in public.items() if name not in NAMED_TWICE}
     assert {name: where for name, where in public.items() if len(where) > 1} == {}
+
+
+def test_a_docstring_says_what_a_thing_is():
+    """It opens with a noun or a verb, not with a question: ruff checks functions alone."""
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    found = {
+        f"{path.relative_to(PACKAGE)}: {text}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, documented) and (text := ast.get_docstring(node))
+        if text.split()[0] in ("What", "Whether", "Who", "How", "Where", "Which", "Why")
+    }
+    assert found == set()

@@ -78,7 +78,7 @@ class NearestPairs:
 
     @property
     def is_local(self) -> bool:
-        """Whether the embeddings are files of this machine, which cost nothing to read."""
+        """Return whether the embeddings are files of this machine, which cost nothing to read."""
         return all("://" not in str(each.place) for each in self.vectors.files)
 
     def vector(self, row: int) -> Vector:

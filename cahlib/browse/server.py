@@ -24,7 +24,7 @@ from cahlib.dataset.storage.files import files_at
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrowseSettings:
-    """What a page is opened with."""
+    """The settings that a page is opened with."""
 
     host: str = "127.0.0.1"
     port: int = 0  #: 0: any that is free

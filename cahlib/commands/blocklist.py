@@ -77,7 +77,7 @@ def _build(chosen: argparse.Namespace) -> int:
 
 
 def _among(domain: str, hosts: set[str]) -> bool:
-    """Whether some shard has an image from a domain."""
+    """Return whether one of the hosts belongs to a domain."""
     return any(host == domain or host.endswith(f".{domain}") for host in hosts)
 
 

@@ -255,7 +255,7 @@ def _write_page(
 
 
 class _Asked(NamedTuple):
-    """What is asked for."""
+    """The rule that the options ask for."""
 
     pairs: PairQuery
     rule: SelectionRule

@@ -17,7 +17,7 @@ _OF_MODELS = ("model", "threshold", "safety", "heads", "nsfw_open", "also", "cas
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judge(Checked):
-    """Which model scores the pairs, and the thresholds."""
+    """The model that scores the pairs, and the thresholds."""
 
     preset: str = option(
         "laion400m", "model and threshold together", choices=tuple(PRESETS), first="run gpu"

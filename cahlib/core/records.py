@@ -39,7 +39,7 @@ class Stage(Enum):
 
 
 class DropReason(Enum):
-    """Why something was dropped: its value, its stage, and a phrase for people."""
+    """A reason for a drop: its value, its stage, and a phrase for people."""
 
     # A reason is a cause, never a message: a report can count causes, not sentences.
     NOT_A_PAGE = "not_a_page", Stage.READ, "holds no HTML page"
@@ -248,7 +248,7 @@ class OptOut:
 
 
 class Outcome(NamedTuple):
-    """What fetching a candidate brought."""
+    """The result of fetching a candidate."""
 
     position: int  #: the candidate's
     reason: DropReason | None  #: why it was dropped; None if its image was passed on

@@ -47,7 +47,7 @@ class RunDirectory:
 
     @property
     def tracker(self) -> Path:
-        """What a tracker's worker keeps between launches."""
+        """The state that a tracker's worker keeps between launches."""
         return self.path / "tracker.json"
 
     @property

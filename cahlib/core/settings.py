@@ -77,7 +77,7 @@ class Setting:
 
     @property
     def topic(self) -> str:
-        """What the setting is about: a key of `TOPICS`."""
+        """The topic of the setting: a key of `TOPICS`."""
         return self.option.topic or self.group
 
     @property

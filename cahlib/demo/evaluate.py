@@ -27,7 +27,7 @@ from cahlib.demo.world import scenes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """How well pairs that belong together are told from pairs that do not."""
+    """Measures of how well matched pairs are told from others."""
 
     auc: float  #: chance that a matched pair is more similar than a mismatched one
     top1: float  #: chance that a picture finds its caption among 100

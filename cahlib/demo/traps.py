@@ -1,4 +1,4 @@
-"""What goes wrong on the web, one example after the other, each with the reason that must catch it.
+"""Examples of what goes wrong on the web, each with the reason that must catch it.
 
 Used by `cahlib.demo.world`; whoever adds a `cahlib.core.records.DropReason` adds its trap here.
 """
@@ -190,7 +190,7 @@ def _files(samples: Iterator[Sample], random: Random) -> Iterator[Exhibit]:
 
 
 def _harmless(samples: Iterator[Sample]) -> Iterator[Exhibit]:
-    """What looks like trouble and is none: these are kept."""
+    """Yield what looks like trouble but is not: these are kept."""
     sample = next(samples)
     url = f"http://{TRAPS}/moved/old.jpg"
     new = f"http://{TRAPS}/moved/new.jpg"

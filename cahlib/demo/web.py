@@ -29,7 +29,7 @@ _CHUNK = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the web says to a request, and how badly it says it."""
+    """The response to a request, and its faults."""
 
     body: bytes = b""
     type: str = "application/octet-stream"
@@ -44,7 +44,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a client asked for."""
+    """The request of a client."""
 
     method: str
     url: str  #: absolute, as http
@@ -208,7 +208,7 @@ def _part(body: bytes, wanted: str) -> tuple[int, bytes, list[tuple[str, str]]]:
 
 
 def _key(url: str) -> str:
-    """What two spellings of one address have in common: host, path and query, without escapes."""
+    """Return what two spellings of one address have in common: host, path, query, unescaped."""
     rest = url if url.startswith("/") else url.partition("://")[2]
     host, _, path = rest.partition("#")[0].partition("/")
     host = host.lower().removesuffix(":80").removesuffix(":443")

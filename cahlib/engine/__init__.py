@@ -1,1 +1,1 @@
-"""Where jobs run: processes of this machine, or a Dask cluster anywhere."""
+"""Engines, on which jobs run: processes of this machine, or a Dask cluster anywhere."""

@@ -34,7 +34,7 @@ UNREADABLE = "it sent an invalid message"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterAddress:
-    """Where a cluster is, and how to use it."""
+    """The address of a cluster, and the settings with which it is used."""
 
     address: str  #: tls://HOST:PORT or tcp://HOST:PORT
     keys: Certificates | None = None  #: of the swarm; None: as in Dask's own configuration

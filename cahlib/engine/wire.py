@@ -70,7 +70,7 @@ class OfferedFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class JobResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a job ended: with a parcel, a plain value, an error, or for lack of input files."""
+    """The end of a job: with a parcel, a plain value, an error, or for lack of input files."""
 
     parcel: Parcel | None = None
     value: Any = None

@@ -1,4 +1,4 @@
-"""Which IP addresses are public and reachable, so that connections to them are allowed.
+"""Tell IP addresses that are public, to which connections are allowed, from all others.
 
 Private and other special addresses are refused twice: when a name resolves, and when a socket is
 created, since a host that is an address is never resolved.

@@ -67,7 +67,7 @@ class ImageResponse:
 
 @dataclass(slots=True, kw_only=True)
 class FetchTrace:
-    """What is known of fetching a URL, whatever came of it."""
+    """All that is known of fetching a URL, whatever came of it."""
 
     address: str  #: the URL
     place: str = ""  #: the URL that was requested last

@@ -23,7 +23,7 @@ UNREACHABLE_ERRNOS = frozenset({
 
 
 class NoAnswerCause(enum.Enum):
-    """Why a request got no answer."""
+    """The cause for which a request got no answer."""
 
     HOST_DEAD = enum.auto()  #: the host is down
     TRANSIENT = enum.auto()  #: maybe an outage too short to notice: worth one more request
@@ -53,7 +53,7 @@ class Connectivity:
 
     @property
     def offline(self) -> bool:
-        """Whether this machine is offline."""
+        """Return whether this machine is offline."""
         return self.since is not None
 
     def request_started(self, now: float) -> None:

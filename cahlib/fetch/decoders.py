@@ -43,7 +43,7 @@ class Decoder(Protocol):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the end has been read."""
+        """Return whether the end has been read."""
 
     def feed(self, data: bytes, most: int) -> bytes:
         """Return decoded bytes, at most ``most``; raise DecodingError."""
@@ -154,7 +154,7 @@ class Decoders:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the end of each coding has been read."""
+        """Return whether the end of each coding has been read."""
         return all(step.is_complete for step in self._steps)
 
     def feed(self, data: bytes, most: int) -> bytes:

@@ -26,7 +26,7 @@ class HostQueue(Generic[_T]):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is in progress; then nothing waits either."""
+        """Return whether nothing is in progress; then nothing waits either."""
         return not self._in_progress
 
     def add(self, host: str, item: _T) -> bool:

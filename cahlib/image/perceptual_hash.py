@@ -44,7 +44,7 @@ _COSINES = np.cos(np.pi / LOOKS_SIDE * (np.arange(LOOKS_SIDE) + 0.5) * np.arange
 
 
 class Looks(TypedDict):
-    """How an image looks."""
+    """The looks of an image: its hashes and colours."""
 
     phash: str  #: its perceptual hash, 64 bits in hex
     #: the mean Cb and Cr of its quarters, 8 bytes in hex: top left, top right, bottom left, bottom

@@ -54,7 +54,7 @@ class LeasedShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """Who a worker is to the tracker, and how often it calls."""
+    """The identity of a worker to the tracker, and its intervals."""
 
     nickname: str
     kind: str  #: "hybrid", "cpu" or "gpu"

@@ -43,7 +43,7 @@ class Database:
 
     @property
     def is_sqlite(self) -> bool:
-        """Whether this is an SQLite file."""
+        """Return whether this is an SQLite file."""
         return self.engine.dialect.name == "sqlite"
 
     @property

@@ -41,7 +41,7 @@ class ShardCounts:
 
 
 class Ledger(Protocol):
-    """What a run needs of its ledger; safe for several threads."""
+    """The methods that a run needs of its ledger; safe for several threads."""
 
     retries: bool  #: whether it leases and counts shards that retry failed links, or the crawl's
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Scorer(Protocol):
-    """What judges the images of a run."""
+    """The judge of a run's images."""
 
     @property
     def name(self) -> str:

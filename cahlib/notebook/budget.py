@@ -23,7 +23,7 @@ _WORDS = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What a run may cost and last."""
+    """The limits of a run: money and hours."""
 
     money: float
     hours: float

@@ -35,7 +35,7 @@ _ORDERS = {
 
 
 class DatasetView:
-    """What a click on “Look through it” shows."""
+    """The view that a click on “Look through it” shows."""
 
     def __init__(self, folder: Callable[[], Path], runtime: str) -> None:
         """``folder`` returns that of the dataset, ``runtime`` is the name of the notebook's."""

@@ -1,4 +1,4 @@
-"""What is typed into: a widget for each kind of setting, whose value is text as in the terminal.
+"""Inputs: a widget for each kind of setting, whose value is text as in the terminal.
 
 Widgets of one kind share their layout and style: each is a model of its own in a saved notebook.
 """
@@ -150,7 +150,7 @@ class Input:
 
     @property
     def meaning(self) -> str:
-        """What is said beside it instead of the terminal's help; "" if nothing is."""
+        """Return the note beside it that replaces the terminal's help; "" if there is none."""
         return ""
 
     def write(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""What this machine has and what the dataset takes of it, looked at now and then."""
+"""The load of this machine, and the space that the dataset takes, read now and then."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SMI = "nvidia-smi --query-gpu=name,memory.used,memory.total --format=csv,nohead
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineState:
-    """What was seen at one moment."""
+    """The state of the machine at one moment."""
 
     gpus: tuple[str, ...] = ()  #: a line on each; none where there is none
     free: int | None = None  #: bytes of the dataset's disk; None if it does not tell

@@ -22,7 +22,7 @@ _AGAIN = 300.0
 
 @dataclass(slots=True)
 class OrphanMonitor:
-    """What the cloud said last of servers that are left, and when it is to be asked again."""
+    """The servers that are left, as the cloud listed them last, and the time to ask again."""
 
     found: Sequence[SwarmRun] = ()
     trouble: str = ""  #: why the cloud could not be asked

@@ -52,7 +52,7 @@ _QUIETLY = {"look", "crawls"}
 
 
 class Panel:
-    """What the notebook's cell shows."""
+    """The content of the notebook's cell."""
 
     def __init__(
         self, runtime: Runtime, environment: Mapping[str, str], given: Mapping[str, Any]

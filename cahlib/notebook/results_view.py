@@ -52,7 +52,7 @@ pairs = pairs.to_tuple("jpg;png;webp;avif", "txt")"""
 
 
 class Results:
-    """What the last cell shows: a word that it waits, then the results."""
+    """The content of the last cell: a word that it waits, then the results."""
 
     def __init__(self, panel: Panel) -> None:
         self._panel, self._was_running = panel, True

@@ -79,14 +79,14 @@ class Runtime:
 
     @property
     def advice(self) -> str:
-        """What to do about a missing GPU; "" if there is one."""
+        """Return what to do about a missing GPU; "" if there is one."""
         if self.gpu:
             return ""
         return f"There is no GPU, so judging is slow. To have one: {_SWITCH[self.name]}."
 
     @property
     def terms(self) -> str:
-        """What the user must know before a start."""
+        """Return what the user must know before a start."""
         return f"{_TERMS[self.name]} {_COSTS}".strip()
 
 
@@ -138,7 +138,7 @@ def _output(name: str) -> str:
 
 
 def _asked_by_a_person() -> bool:
-    """Whether the kernel may ask for input: what executes notebooks unwatched forbids it."""
+    """Return whether the kernel may ask for input; programs that execute notebooks forbid it."""
     try:
         from IPython.core.getipython import get_ipython
     except ModuleNotFoundError:

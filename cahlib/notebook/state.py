@@ -17,7 +17,7 @@ _READY = {"idle", "works", "silent"}
 
 
 class Phase(Enum):
-    """Where a run stands."""
+    """The phase of a run."""
 
     NOTHING = "nothing"
     PLANNED = "planned"
@@ -36,7 +36,7 @@ UNFINISHED = {Phase.STOPPED, Phase.FAILED, Phase.CRASHED}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """What is known at one moment."""
+    """All that is known of a run at one moment."""
 
     running: bool = False  #: the process of the run is alive
     live: Mapping[str, Any] = field(default_factory=dict)  #: what it wrote last
@@ -58,7 +58,7 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PanelState:
-    """What the panel shows."""
+    """The state that the panel shows."""
 
     phase: Phase
     heading: str

@@ -1,1 +1,1 @@
-"""How the images of a shard travel: in a tar with a manifest, by disk or by storage."""
+"""Parcels, in which images of a shard travel: a tar and a manifest, by disk or by storage."""

@@ -15,7 +15,7 @@ _NAME = re.compile(r"([0-9a-f]{32})\.(jpg|png|webp|avif)")
 
 
 class _Place(NamedTuple):
-    """Where an image and its JSON are in the tar."""
+    """The places of an image and its JSON in the tar."""
 
     position: int  #: of its candidate in the shard
     data: TarMember

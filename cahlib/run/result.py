@@ -11,7 +11,7 @@ from cahlib.ledger.protocol import ShardCounts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """How a run ended."""
+    """The result of a run."""
 
     folder: Path  #: of the dataset on this machine
     shards: ShardCounts

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryResult:
-    """How a retry ended."""
+    """The result of a retry."""
 
     run: RunResult  #: of the whole dataset
     shards: int  #: of this retry that are in the dataset

@@ -31,7 +31,7 @@ from cahlib.run.scrape import scrape_and_upload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerResult:
-    """How a worker's run ended."""
+    """The result of a worker's run."""
 
     parcels: int  #: delivered
     stopped: bool  #: early; the tracker may have more

@@ -1,1 +1,1 @@
-"""Where the scraping happens."""
+"""A swarm of servers, on which the scraping happens."""

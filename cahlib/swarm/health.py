@@ -44,7 +44,7 @@ class HealthRules:
 
 
 class Action(Enum):
-    """What to do with a node."""
+    """An action on a node."""
 
     LEAVE = auto()
     RESTART = auto()

@@ -47,7 +47,7 @@ class NotReady(RunError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """What is installed on a node."""
+    """The package that is installed on a node."""
 
     wheel: Path
     pins: str  #: pip constraints

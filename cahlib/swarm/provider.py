@@ -20,7 +20,7 @@ HEARTBEAT_LABEL = "alive"
 
 
 class DenialReason(Enum):
-    """Why a cloud denied a request: decides what is tried next."""
+    """A reason for which a cloud denied a request; it decides what is tried next."""
 
     STOCK = "not available there at the moment"  #: the next offer
     LIMIT = "the account's limit is reached"  #: the next account

@@ -38,7 +38,7 @@ class CommandFailed(RunError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """How to log in to a node."""
+    """The address and keys to log in to a node."""
 
     name: str
     address: str

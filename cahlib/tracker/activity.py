@@ -1,4 +1,4 @@
-"""What people did over time: recorded every five minutes, summed to hours, then to days.
+"""The work of people over time: recorded every five minutes, summed to hours, then days.
 
 It is derived from each person's totals, so it costs completions nothing.
 """
@@ -20,7 +20,7 @@ _AGES = ((3 * HOUR, HOUR), (14 * DAY, DAY))
 
 
 class Contribution(NamedTuple):
-    """What was done."""
+    """The work that was done."""
 
     done: int = 0  #: shards
     scraped: int = 0  #: parcels

@@ -1,4 +1,4 @@
-"""What a tracker's administrator does with shards: add them, retry them, undo work."""
+"""The actions of a tracker's administrator on shards: add them, retry them, undo work."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from cahlib.tracker.schema import left_pairs, people, second_passes, workers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What became of a completed shard."""
+    """The result of completing a shard."""
 
     checks: int | None  #: the shard that it was a check of
     left: bool  #: it left pairs to other shards

@@ -20,7 +20,7 @@ MAX_PAIRS = 100_000
 
 
 class WorkerKind(Enum):
-    """What a worker does."""
+    """A kind of worker."""
 
     HYBRID = "hybrid"  # scrapes and judges
     CPU = "cpu"  # scrapes, and delivers a parcel
@@ -39,7 +39,7 @@ class WorkerKind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackerRules:
-    """How a tracker treats its workers."""
+    """The rules by which a tracker treats its workers."""
 
     lease_seconds: float = 900  #: without a heartbeat, after which a lease expires
     #: the same for the legacy protocol, whose workers report only finished steps
@@ -78,7 +78,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardResult:
-    """What a worker reports of a completed shard."""
+    """A worker's report of a completed shard."""
 
     pairs: int
     uids: tuple[bytes, ...] | None = (
@@ -130,7 +130,7 @@ class UnknownWorker(ApiError):
 
 
 class NotFound(ApiError):
-    """What the request names does not exist."""
+    """The thing that the request names does not exist."""
 
     status, legacy_status = 404, 404
 

@@ -1,4 +1,4 @@
-"""What the routes share: the lease store, cached numbers for display, and background work."""
+"""The state that routes share: the lease store, cached numbers, and background work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackerSettings:
-    """How a tracker is served."""
+    """The settings with which a tracker is served."""
 
     database: str  #: URL
     rules: TrackerRules = TrackerRules()

@@ -1,4 +1,4 @@
-"""Which workers failed with which shards, and which shards failed too often."""
+"""The failures of workers with shards, and the shards that failed too often."""
 
 from __future__ import annotations
 

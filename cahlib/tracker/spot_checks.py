@@ -24,7 +24,7 @@ from cahlib.tracker.schema import left_pairs, second_passes, workers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpotCheck:
-    """How far a shard and its check agree."""
+    """The agreement of a shard and its check."""
 
     number: int  #: of the shard
     nickname: str  #: of the person who completed it

@@ -1,4 +1,4 @@
-"""What can be read from a tracker: counts, leaderboards, workers, stuck shards, history.
+"""Statistics of a tracker: counts, leaderboards, workers, stuck shards, history.
 
 Only `export_shards` reads all shards: finished work is summed by person, and the shards in each
 other state are few, or one end of an index.

@@ -239,7 +239,7 @@ class _Copy(RawIOBase):
 
 
 class _Unpacked(RawIOBase):
-    """What is packed in a file, up to where it is cut off; the libraries' own files lose the end.
+    """The content of a packed file, up to where it is cut off; the libraries' own lose the end.
 
     Reading raises EOFError there.
     """

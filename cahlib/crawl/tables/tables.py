@@ -43,7 +43,7 @@ _PACKINGS = {
 
 
 class Format(Protocol):
-    """How the rows of a file are found and read."""
+    """The way in which the rows of a file are found and read."""
 
     names: Sequence[str]  #: of the columns
 

@@ -41,7 +41,7 @@ _Record = tuple[int, bytes | None]
 
 
 class Form:
-    """How the rows of a text file are written: here, one a line."""
+    """The form of the rows in a text file: here, one a line."""
 
     names: Sequence[str]
     kinds: dict[str, str]
@@ -82,7 +82,7 @@ class TextTable:
 
     @property
     def torn(self) -> bool:
-        """Whether the file was found to end too early."""
+        """Return whether the file was found to end too early."""
         return self._form.torn
 
     def kind(self, name: str) -> str:

@@ -61,7 +61,7 @@ _SELECT = "select"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionPlan:
-    """What is to be done to a folder."""
+    """The changes that a selection makes to a folder."""
 
     rule: Mapping[str, Any]  #: `SelectionRule.as_dict`
     dataset: str  #: digest of the dataset that the pairs were chosen from

@@ -67,7 +67,7 @@ class Duplicates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTable:
-    """What is compared of a dataset's images, row by row as in `StoredVectors`."""
+    """The values by which images are compared, row by row as in `StoredVectors`."""
 
     place: str | Path
     shards: tuple[tuple[str, str | Path], ...]  #: the ids of shards with pairs, and their places

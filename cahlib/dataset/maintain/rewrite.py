@@ -129,7 +129,7 @@ def _tried(
 
 
 class _Rest(NamedTuple):
-    """What is left of a shard."""
+    """The rows of a shard that stay."""
 
     manifest: ShardManifest
     change: ShardChange | None
@@ -208,7 +208,7 @@ def _spec(manifest: ShardManifest, schema: pa.Schema, layout: int) -> DatasetSpe
 
 
 class _Listed(NamedTuple):
-    """What a rule for outcomes lists of a shard."""
+    """The outcomes of a shard that a rule lists."""
 
     kept: Mapping[str, DropReason]  #: reasons to remove pairs, by uid
     others: Set[int]  #: positions of candidates that lose their links

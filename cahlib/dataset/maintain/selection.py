@@ -44,7 +44,7 @@ class UidList(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionRule:
-    """What decides which pairs stay."""
+    """The rule that decides which pairs stay."""
 
     where: tuple[str, ...] = ()  #: conditions in SQL, which a pair must all meet
     listed: tuple[UidList, ...] = ()
@@ -64,7 +64,7 @@ class SelectionRule:
 
 
 class GroupCount(NamedTuple):
-    """How many pairs of a group there are, and how many of them stay."""
+    """The number of pairs in a group, and of those that stay."""
 
     name: str
     pairs: int

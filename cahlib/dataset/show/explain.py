@@ -59,7 +59,7 @@ _TOLD = (
 
 
 class LinkQuery(NamedTuple):
-    """What is looked for."""
+    """The link, pair or domain that is looked for."""
 
     kind: str  #: "uid", "url" or "domain"
     words: tuple[str, ...]  #: the uid, the URL's spellings, or the domain in DNS form
@@ -79,7 +79,7 @@ class Match(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Explanation:
-    """What a dataset knows of a link."""
+    """All that a dataset knows of a link."""
 
     query: LinkQuery
     reasons: Counter[str] = field(default_factory=Counter)

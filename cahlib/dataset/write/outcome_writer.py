@@ -46,7 +46,7 @@ _FETCHED = ("status", "final_url", "ms", "bytes", "attempt")
 
 
 class _Verdict(NamedTuple):
-    """What the scoring found of an image."""
+    """The result of scoring an image."""
 
     uid: str
     reason: DropReason | None

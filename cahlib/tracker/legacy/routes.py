@@ -54,7 +54,7 @@ _MAX_LINES = 1_000_000
 
 
 class LegacyRequest(BaseModel):
-    """What a client sends with most calls."""
+    """The body that a client sends with most calls."""
 
     token: str = Field(max_length=200)
     type: str = Field(max_length=20)

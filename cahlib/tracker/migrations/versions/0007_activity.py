@@ -1,4 +1,4 @@
-"""What people did over time, their teams, and the bytes they brought."""
+"""The work of people over time, their teams, and the bytes they delivered."""
 
 import sqlalchemy as sa
 from alembic import op
