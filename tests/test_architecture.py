@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,10 +56,15 @@ HOMES = {
 }
 
 
+@cache
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path) -> set[str]:
     """Every module that a file imports anywhere in it, by its full name."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -119,7 +125,7 @@ def test_a_file_can_be_known_whole():
 def test_public_names_are_defined_once():
     places = defaultdict(list)
     for path in FILES:
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in parsed(path).body:
             names = [node.name] if hasattr(node, "name") else []
             if isinstance(node, ast.Assign | ast.AnnAssign):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -137,7 +143,7 @@ def test_a_docstring_says_what_a_thing_is():
     found = {
         f"{path.relative_to(PACKAGE)}: {text}"
         for path in FILES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, documented) and (text := ast.get_docstring(node))
         if text.split()[0] in ("What", "Whether", "Who", "How", "Where", "Which", "Why")
     }
