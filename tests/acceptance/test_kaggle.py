@@ -43,8 +43,8 @@ run(Job.from_values(settings), print, scraping=open_scrapers)
 _CELLS = """
 from cahlib import notebook
 
-desk = notebook.form(settings)
-results = notebook.results(desk)
+panel = notebook.form(settings)
+results = notebook.results(panel)
 """
 
 #: Kaggle's module, as far as it is used.
@@ -157,11 +157,11 @@ def session(job, service, folder, *, hours, ends):
     """A launch of a job that has so long and ends so; return the shards that are done then."""
     machine, started = Machine(folder, service), time.monotonic()
     process = launched(folder.parent, replace_settings(job, hours=hours))
-    log_lines = process.communicate()[0]
+    said = process.communicate()[0]
     log = folder / "log"
-    told = log_lines + (log.read_text() if log.exists() else "")  # no kernel may have begun
+    told = said + (log.read_text() if log.exists() else "")  # no kernel may have begun
     assert process.returncode == ends, told
-    assert time.monotonic() - started < hours * 3600 + jobs.LIMIT, log_lines
+    assert time.monotonic() - started < hours * 3600 + jobs.LIMIT, said
     machine.off()
     return {each.shard.id for each in read_manifests(job.output.folder)}
 
@@ -211,13 +211,13 @@ def test_the_kernel_drives_the_swarm_of_this_machine_by_a_ticket(cloud, tmp_path
         )
         machine = Machine(tmp_path / "kaggle", service)
         process = launched(tmp_path, job, **own)
-        log_lines = process.communicate()[0]
+        said = process.communicate()[0]
         machine.off()
-    assert process.returncode == 0, log_lines + (machine.folder / "log").read_text()
+    assert process.returncode == 0, said + (machine.folder / "log").read_text()
     assert len([call for call in cloud.calls if call == "POST /servers"]) == 1
     assert list(verify(tmp_path / "dataset")) == [] and rows(tmp_path / "dataset")
     assert any("tls://" in data.decode() for data in _tickets(service))
-    assert not any(TOKEN.encode() in body for body in service.received) and TOKEN not in log_lines
+    assert not any(TOKEN.encode() in body for body in service.received) and TOKEN not in said
     for path in (tmp_path / "kaggle").rglob("*"):
         assert not (path.is_file() and TOKEN.encode() in path.read_bytes()), path
 
@@ -239,13 +239,13 @@ def test_a_kernel_with_the_token_among_its_secrets_has_servers_of_its_own(cloud,
         )
         machine = Machine(tmp_path / "kaggle", service, **own)
         process = launched(tmp_path, job, cell=_CELLS, CAH_KAGGLE_SECRET="yes")
-        log_lines = process.communicate()[0]
+        said = process.communicate()[0]
         machine.off()
     log = (machine.folder / "log").read_text()
-    assert process.returncode == 0, log_lines + log
+    assert process.returncode == 0, said + log
     assert asked.read_text() == "HCLOUD_TOKEN" and "POST /servers" in cloud.calls
     assert list(verify(tmp_path / "dataset")) == [] and rows(tmp_path / "dataset")
-    assert TOKEN not in log_lines + log and not any(TOKEN.encode() in b for b in service.received)
+    assert TOKEN not in said + log and not any(TOKEN.encode() in b for b in service.received)
     for path in (tmp_path / "kaggle").rglob("*"):
         assert not (path.is_file() and TOKEN.encode() in path.read_bytes()), path
 
@@ -269,12 +269,12 @@ def test_who_leaves_leaves_no_server(cloud, tmp_path, how):
             awaited = "POST /servers" if how is signal.SIGTERM else "SaveKernel"
             jobs.until(lambda: awaited in cloud.calls + service.calls)
             os.killpg(process.pid, how)  # as a terminal does
-            log_lines = process.communicate()[0]
+            said = process.communicate()[0]
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode in (130, -how), log_lines  # bash itself may die of it
-    assert "all servers are deleted" in log_lines and "interrupted" in log_lines
+    assert process.returncode in (130, -how), said  # bash itself may die of it
+    assert "all servers are deleted" in said and "interrupted" in said
     assert len(service.removed) == len(service.datasets)
 
 
