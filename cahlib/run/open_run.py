@@ -84,7 +84,7 @@ def open_run_directory(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Before:
-    """What a launch makes before it works, as far as it was not there."""
+    """All that a launch makes before it works, as far as it was not there."""
 
     folders: tuple[Path, ...]  #: the dataset's and those above it, innermost first
     home: bool  #: the run directory
