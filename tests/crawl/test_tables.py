@@ -141,7 +141,7 @@ GOOD = "url,text\nhttp://a.com/1.jpg,one\n"
         ("a.csv.gz", gzip.compress(b"PAR1 and so on", mtime=0), {}, "is damaged, or not a table"),
         ("a.parquet.gz", gzip.compress(b"PAR1" * 999, mtime=0)[:-9], {}, "it is cut off"),
         ("a.csv.gz", b"\x1f\x8b\x08\x00", {}, "it is empty"),
-        ("a.csv", bytes(100), {}, "it is damaged, or of another format"),
+        ("a.csv", bytes(100), {}, "it is damaged, or not Parquet"),
         ("a.csv.bz2", bz2.compress(b"url"), {}, "it is packed with bzip2; pack it with gzip or z"),
         ("a.csv.xz", lzma.compress(b"url"), {}, "it is packed with xz; pack it with gzip or zstd"),
         ("a.xlsx", b"PK\x03\x04", {}, "it is a zip file or a spreadsheet; unpack it"),
