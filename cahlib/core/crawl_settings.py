@@ -33,7 +33,7 @@ class Crawl(Checked):
     extra_columns: tuple[str, ...] = option(
         (), "columns of the table to carry along into the metadata, separated by commas; all = all"
     )
-    shard_links: int = option(10_000, "rows of a table in a shard", least=1, most=1_000_000)
+    shard_links: int = option(10_000, "rows of a table in a shard", least=1, most=100_000)
     shards: int = option(
         0, "number of shards (half a WAT file, or rows of a table) to process; 0 = all", least=0,
         most=999_999, free=True, first="run",

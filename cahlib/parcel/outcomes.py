@@ -30,7 +30,8 @@ from cahlib.parcel.tar import TarError
 #: What reading a damaged gzip file raises.
 _DAMAGE = (OSError, EOFError, zlib.error)
 
-#: Bytes of all lines together: those of a million candidates, the most that a shard may have.
+#: Bytes of all lines together: 10 kB for each of 100,000 candidates, the most that a table's shard
+#: may have.
 _MAX_BYTES = 1 << 30
 
 #: The most that each number may be: what its column can hold.

@@ -115,7 +115,7 @@ def test_files_that_are_no_heads_are_refused(tmp_path):
     path = written(tmp_path)
     with pytest.raises(ConfigError, match="another score is called 'taste' already"):
         load_heads([path, path], MODEL)
-    for data, sentence in ((b"no", "is not a safetensors file"), (None, "cannot be read")):
+    for data, sentence in ((b"no", "is not a suitable safetensors file"), (None, "cannot be read")):
         file = tmp_path / "head.safetensors"
         file.write_bytes(data) if data else file.unlink()
         with pytest.raises(ConfigError, match=sentence):

@@ -142,7 +142,7 @@ def test_without_settings_and_without_a_person_nothing_is_started(tmp_path):
     path = notebooks.copy(tmp_path, {})
     ran = execute(path)
     assert ran.returncode == 0, ran.stderr[-3000:]
-    assert "nothing was started" in notebooks.texts(path)
+    assert "Nothing was started" in notebooks.texts(path)
     assert not (tmp_path / "dataset").exists()
 
 
