@@ -51,7 +51,7 @@ COMMANDS = {
         "why": (["dataset", "example.com"], 0, "No candidate of this dataset matches"),
     },
     "query": {
-        "browse": (["nothing"], 2, "holds no dataset"),
+        "browse": (["dataset", "--marks", "none/marks"], 2, "marks: there is no folder none"),
         "select": (["dataset", "--where", "similarity > 0.4", "--apply"], 0, "Removed "),
     },
     "tracker": {

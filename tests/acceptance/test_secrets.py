@@ -119,7 +119,7 @@ def test_what_a_run_starts_inherits_no_token(monkeypatch, tmp_path):
         monkeypatch.setenv(name, PLANTED[name])
     monkeypatch.setenv("HCLOUD_ENDPOINT", "http://127.0.0.1:9/v1")
 
-    def follow(job, tokens, watchdog):
+    def follow(chosen, job, tokens, watchdog):
         seen.append((tokens, watchdog, *map(os.environ.get, given)))
         return 0
 

@@ -268,7 +268,7 @@ def test_mistakes_are_said_in_one_sentence(tmp_path, capsys):
         ([str(tmp_path)], "holds no dataset"),
         ([str(tmp_path), "--apply"], "holds no dataset"),
         ([str(tmp_path), "--distance", "9"], "bits from 0 to 8"),
-        ([str(tmp_path / "none")], "is not a folder"),
+        ([str(tmp_path / "none")], "there is no such folder"),
         ([str(tmp_path), "--semantic", "0.95", "--distance", "4"], "have no --distance"),
         ([str(tmp_path), "--against", "set", "--keep", "largest"], "choose by --keep"),
     ):

@@ -332,7 +332,7 @@ def test_mistakes_are_said_in_one_sentence(tmp_path, capsys):
             "hashes: line 2 of .*garbage is not a valid md5, sha1",
         ),
         (["dataset", "--urls", "none"], "urls: .*none cannot be read"),
-        (["elsewhere", "--uids", "garbage"], "is not a folder"),
+        (["elsewhere", "--uids", "garbage"], "there is no such folder"),
         ([".", "--urls", "empty"], "holds no dataset"),
     ):
         (tmp_path / "empty").touch()

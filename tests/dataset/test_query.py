@@ -162,7 +162,9 @@ def test_of_columns_that_differ_by_capitals_alone_the_spelling_decides():
         assert (column.lower(), sql.type_of(name, "where")) == ("width", kind)
         own = table.select([column])
         assert sql.values(name, own, "where").to_pylist() == values
-    with pytest.raises(ConfigError, match=r"names both WIDTH and width, which SQL does not tell"):
+    with pytest.raises(
+        ConfigError, match=r"names both WIDTH and width, which SQL does not distinguish"
+    ):
         sql.type_of("WIDTH > 3 and width = 'a'", "where")
     assert sql.type_of("1 < 2", "where") == "BOOLEAN"
 

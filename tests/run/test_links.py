@@ -209,7 +209,7 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_dataset(web, tmp_path)
     [
         ({"threshold": 0.3}, "threshold: no_judge uses no model"),
         ({"no_judge": False, "text_column": "none"}, "links without captions cannot be judged"),
-        ({"nsfw_open": True}, "nsfw_open: no model judges"),
+        ({"nsfw_open": True}, "nsfw_open: no_judge uses no model"),
         ({"tracker": "http://some:8000"}, "no_judge: a tracker's pairs are scored"),
     ],
 )

@@ -88,7 +88,7 @@ def write_parcel(
 ) -> Parcel:
     """A parcel of so many bytes; ``damage`` "disk" spoils what lies there after it was hashed."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, data = folder / f"parcel{size}.tar", b"!" + os.urandom(size - 1)
+    path, data = folder / f"parcel{size}.tar", (b"!" + os.urandom(size))[:size]
     path.with_suffix(".json").write_text("{}")
     path.write_bytes(data if not damage else b"?" + data[1:])
     return Parcel(

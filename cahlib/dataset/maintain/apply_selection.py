@@ -200,13 +200,12 @@ def destination(into: str) -> Output:
 
 @contextmanager
 def _errors_of_into() -> Iterator[None]:
-    """Let errors about the output of a run name the option that stands for it here."""
+    """Let errors about a place, or about the output of a run, name the option."""
     try:
         yield
     except ConfigError as error:
-        if not str(error).startswith("output: "):
-            raise
-        raise ConfigError(f"into: {str(error).removeprefix('output: ')}") from error
+        said = str(error).removeprefix("into: ").removeprefix("output: ")
+        raise ConfigError(f"into: {said}") from error
 
 
 def write_selected(source: str, into: str, plan: SelectionPlan) -> Iterator[ShardChange]:
