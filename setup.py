@@ -50,6 +50,7 @@ base = [
     # writes completions for bash, zsh and fish from the parser; plain Python, 23 kB, nothing else.
     # argcomplete would start `cah` itself at each Tab
     "shtab>=1.7.2",
+    "rich>=13.7",  # renders the guides in a terminal; plain Python, imported by `cah guide` alone
 ]
 swarm = [
     "hcloud>=2.18,<3",  # Hetzner's own client; since 2.18 places are locations

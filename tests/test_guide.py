@@ -232,13 +232,13 @@ def test_every_file_of_a_dataset_is_described(dataset):
     }
     for place in LAYOUT.values():
         assert place.format("<shard>") in listed
+    folder = dataset / "my-dataset"  # beside it is what the guides' code writes
     made = {
-        re.sub(r"s-\d", "<shard>", re.sub(r"\d{5}", "<number>", str(path.relative_to(dataset))))
-        for path in dataset.rglob("*")
+        re.sub(r"s-\d", "<shard>", re.sub(r"\d{5}", "<number>", str(path.relative_to(folder))))
+        for path in folder.rglob("*")
         if path.is_file()
     }
-    unknown = {each.removeprefix("my-dataset/") for each in made} - listed
-    assert {each for each in unknown if not each.startswith("run/")} == set()
+    assert {each for each in made - listed if not each.startswith("run/")} == set()
 
 
 @every_page
@@ -263,17 +263,22 @@ def test_the_guide_is_shown_by_a_command(capsys):
         assert shown == without_comments(PAGES[topic]) and "<!--" not in shown
 
 
-def test_a_terminal_pages_it(tmp_path):
-    """By the pager that people have chosen."""
+def test_a_terminal_shows_it_rendered(tmp_path):
+    """By the pager that people have chosen; with NO_COLOR in bold and underlined letters alone."""
     script = tmp_path / "pager"
     script.write_text(f"#!/bin/sh\ncat > {tmp_path}/paged\n")
     script.chmod(0o755)
-    env = {"PAGER": str(script), "PATH": "/usr/bin:/bin", "TERM": "xterm"}
+    env = {"PAGER": str(script), "PATH": "/usr/bin:/bin", "TERM": "xterm", "NO_COLOR": "1"}
     _, terminal = pty.openpty()
     command = [sys.executable, "-m", "cahlib.commands.cli", "guide", "swarm"]
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
     subprocess.run(command, env=env, cwd=ROOT, check=True, **streams)
-    assert (tmp_path / "paged").read_text() == without_comments(PAGES["swarm"])
+    paged = (tmp_path / "paged").read_text()
+    assert {*re.findall(r"\x1b\[([\d;]*)m", paged)} <= {"0", "1", "3", "4", "1;4"}
+    plain = re.sub(r"\x1b\[[\d;]*m", "", paged)
+    assert plain.split("\n")[0].strip() == page_title("swarm")
+    assert not any(mark in plain for mark in ("<!--", "\n#", "```", "\x1b"))
+    assert "cah swarm up" in plain and max(map(len, plain.split("\n"))) <= 100
 
 
 def test_an_unknown_page_is_refused(capsys):

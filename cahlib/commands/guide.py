@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
 from cahlib.core.terminal import print_note
 from cahlib.guide import GUIDES, page_title, read_page, without_comments
+
+_WIDTH = 100  #: columns of a page; longer lines are tiring to read
 
 
 def add(commands: Any) -> None:
@@ -32,9 +35,18 @@ def _guide(chosen: argparse.Namespace) -> int:
         return 0
     page = without_comments(read_page(chosen.topic))
     if sys.stdout.isatty():
-        import pydoc
-
-        pydoc.pager(page)  # $PAGER, or less; plain text where there is neither
+        _show(page)
     else:
         print(page, end="")
     return 0
+
+
+def _show(page: str) -> None:
+    """Render a page, and show it by $PAGER, or less; at once where there is neither."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    os.environ.setdefault("LESS", "-R")  # else it would show the codes of colours
+    console = Console()
+    with console.pager(styles=True):
+        console.print(Markdown(page, hyperlinks=False), width=min(console.width, _WIDTH))

@@ -17,6 +17,7 @@ import os
 import pickle
 import queue
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -232,15 +233,25 @@ def _devices(choice: str) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence open_clip's log and warnings; its error says more about what failed."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+    """Silence open_clip's log in this thread, and its warnings; its error says more of a failure.
+
+    To switch all logging off and on again would lose lines of other threads; and of two threads
+    that load a model at once, the second would switch it off for good.
+    """
+    warnings.filterwarnings("ignore", module="open_clip|timm")
+    loading = threading.get_ident()
+
+    def is_of_another(record: logging.LogRecord) -> bool:
+        return record.thread != loading
+
+    logs = (logging.root, *logging.getLogger("huggingface_hub").handlers)
+    for each in logs:
+        each.addFilter(is_of_another)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logging.disable(before)
+        for each in logs:
+            each.removeFilter(is_of_another)
 
 
 def _padding(model: Any) -> int | None:

@@ -2,11 +2,13 @@
 
 import io
 import json
+import logging
 import re
 import shutil
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -264,6 +266,30 @@ def test_every_device_works_at_the_same_time(folder, tiny):
     for part in (0, 2):
         expected = embed(tiny, data[part : part + 2], TEXTS[part : part + 2])
         np.testing.assert_allclose(found[part], expected, atol=1e-6)
+
+
+def test_models_that_load_at_once_silence_nobody_else(folder, monkeypatch, caplog):
+    first, second, left, opened = *(threading.Event() for _ in range(3)), clip._open
+
+    def slowly(source):
+        logging.warning("open_clip's")
+        own, awaited = (second, left) if first.is_set() else (first, second)
+        own.set()
+        assert awaited.wait(LIMIT)
+        return opened(source)
+
+    monkeypatch.setattr(clip, "_open", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(of, folder)
+        assert first.wait(LIMIT)
+        other = pool.submit(of, folder)
+        assert second.wait(LIMIT)
+        logging.warning("meanwhile")
+        one.result()
+        left.set()
+        other.result()
+    logging.warning("afterwards")
+    assert caplog.messages == ["meanwhile", "afterwards"]
 
 
 def test_it_knows_how_long_it_worked(folder):
