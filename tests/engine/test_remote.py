@@ -92,6 +92,7 @@ def test_a_scrape_over_the_swarm_equals_one_on_this_machine(swarm, scrapers, tmp
         assert parcels.find_parcel(tmp_path / "home", shard) == far[shard.id]
         assert _content(far[shard.id]) == _content(near[shard.id])
         assert far[shard.id].stats.as_dict() == near[shard.id].stats.as_dict()
+        assert _outcomes(far[shard.id]) == _outcomes(near[shard.id]) != []
     for host in swarm.machines.all.values():
         assert not list((host.home / "parcels").iterdir())
 
@@ -126,6 +127,10 @@ def captioned(job, shards):
 
 def _content(parcel):
     return [(image.candidate, image.sha256, image.data) for image in parcels.read_images(parcel)]
+
+
+def _outcomes(parcel):
+    return [each._replace(ms=None) for each in parcels.unpack_outcomes(parcel)]
 
 
 @needs_hosts

@@ -162,9 +162,9 @@ def _become(line: list[str], env: dict[str, str], cwd: str, streams: list[int]) 
     become(line, env, cwd)
 
 
-def become(line: list[str], env: dict[str, str], cwd: str) -> None:
+def become(line: list[str], env: dict[str, str], cwd: str, blocked: Sequence[int] = ()) -> None:
     """Be a Python that was started by this line; what it shares with a fork is undone."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)

@@ -46,7 +46,7 @@ if given[:1] not in (["-c"], ["-m"]):
 import json, socket
 
 handed = {{signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}}
-signal.pthread_sigmask(signal.SIG_BLOCK, handed)
+blocked = signal.pthread_sigmask(signal.SIG_BLOCK, handed)
 files = []
 for name in os.listdir("/proc/self/fd"):
     try:
@@ -57,14 +57,16 @@ for name in os.listdir("/proc/self/fd"):
 spaces = [os.open("/proc/self/ns/" + name, os.O_RDONLY) for name in ("net", "mnt")]
 zygote = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 zygote.connect({path!r})
-told = dict(line=given, env=dict(os.environ), cwd=os.getcwd(), files=files)
+told = dict(
+    line=given, env=dict(os.environ), cwd=os.getcwd(), files=files, blocked=[*map(int, blocked)]
+)
 socket.send_fds(zygote, [json.dumps(told).encode()], [*spaces, *files])
 for number in (*spaces, *files):
     os.close(number)
 fork = int(zygote.recv(20) or 0)
 for each in handed if fork else ():
     signal.signal(each, lambda number, frame: os.kill(fork, number))
-signal.pthread_sigmask(signal.SIG_UNBLOCK, handed)
+signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 code = int(zygote.recv(20) or 1)
 if code < 0:
     signal.signal(-code, signal.SIG_DFL)
@@ -175,7 +177,7 @@ def _be(told: dict[str, Any], given: list[int]) -> None:
         for number, target in zip(kept, told["files"], strict=True):
             os.dup2(number, target)
             os.close(number)
-        forks.become(told["line"], told["env"], told["cwd"])
+        forks.become(told["line"], told["env"], told["cwd"], told["blocked"])
         code = 0
     except SystemExit as exit:
         code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
