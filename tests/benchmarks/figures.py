@@ -87,6 +87,13 @@ ALL = (
         "{wall:.0f} s, {cpu:.0f} CPU s, {gib:.1f} GiB",
         "img2dataset, clip-retrieval and a threshold: {peer_wall:.0f} s, {peer_cpu:.0f} CPU s, "
         "{peer_gib:.1f} GiB"),
+    Row("score", "scored again, by `cah score` (`bench_score`)", "{rate:.1f} pairs/s",
+        "judging the same images from memory: {judging:.1f} pairs/s"),
+    Row("select", "`cah select` among 1,000,000 pairs, and rewriting what stays (`bench_select`)",
+        "{seconds:.1f} s, {rewriting:.0f} MB per CPU second"),
+    Row("browse-1000000", "`cah browse` of 1,000,000 pairs: first page, search, filter "
+        "(`bench_browse`)",
+        "{page:.0f}, {search:.0f} and {filter:.0f} ms, {gib:.1f} GiB beside the mapped files"),
     Row("pull-limited", "parcels of 1 GiB pulled over TLS from a node with a link of 1 Gbit/s and "
         "a round trip of 30 ms (`bench_pull`)", "{rate:.0f} MiB/s",
         "SFTP: {sftp:.0f} MiB/s; TCP alone: {tcp:.0f}"),
