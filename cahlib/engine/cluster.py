@@ -115,7 +115,7 @@ def connect(address: ClusterAddress, timeout: float) -> Client:
 
 
 @contextmanager
-def closed_on_error(client: Client, reach: ClusterAddress) -> Iterator[None]:
+def closed_on_error(client: Client, address: ClusterAddress) -> Iterator[None]:
     """Close a new client on an error; raise RunError if the cluster has stopped answering."""
     try:
         yield
@@ -123,8 +123,8 @@ def closed_on_error(client: Client, reach: ClusterAddress) -> Iterator[None]:
         client.close(timeout=5)
         if isinstance(error, CONNECTION_ERRORS):
             raise RunError(
-                f"{reach.address} has stopped answering ({error}); check that it is running, then "
-                "run the same command again."
+                f"{address.address} has stopped answering ({error}); check that it is running, "
+                "then run the same command again."
             ) from error
         raise
 

@@ -40,7 +40,7 @@ def test_help_ends_with_an_example_that_is_understood(path, capsys):
 
 
 def words(help):
-    """What is in a help, without where its lines end; long lists may be broken after commas."""
+    """The content of a help, without where its lines end; long lists may be broken after commas."""
     return {*re.split(r"[\s,|]+", help)}
 
 

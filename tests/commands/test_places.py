@@ -32,7 +32,7 @@ STORE = "memory://nothing/there"
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """What is there instead of a dataset, and what the commands' examples name beside it."""
+    """The things instead of a dataset, and the files that the commands' examples name beside it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CAH_CONTACT", "tests@example.org")
     (tmp_path / "file").write_text("not a dataset")

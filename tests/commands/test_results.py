@@ -96,7 +96,7 @@ def cloud():
 
 @pytest.fixture(autouse=True)
 def world(made, cloud, tmp_path, monkeypatch):
-    """What commands are given, in the folder where they work."""
+    """The files that commands are given, in the folder where they work."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HCLOUD_TOKEN", "token")

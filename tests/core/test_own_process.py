@@ -1,4 +1,4 @@
-"""What a command's own process leaves out, and that nobody else's process does."""
+"""A command's own process leaves some work out, and nobody else's process does."""
 
 import subprocess
 import sys

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 
@@ -19,6 +18,7 @@ import pytest
 
 from cahlib.dataset.show.pages import write_pages
 from cahlib.guide import read_page
+from tests.benchmarks.common import venv
 from tests.dataset.test_readers import dataset
 from tests.world import judged
 
@@ -42,14 +42,9 @@ print(json.dumps(index.search(vectors, 1)[1][:, 0].tolist()))
 @pytest.fixture(scope="module")
 def python():
     """A Python with clip-retrieval."""
-    own = STACK / "bin" / "python"
-    if not (STACK / "whole").exists():
-        shutil.rmtree(STACK, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", STACK], check=True)
-        install = [own, "-m", "pip", "install", "-q"]
-        subprocess.run([*install, *PINNED], check=True)
-        subprocess.run([*install, "--no-deps", "clip-retrieval==2.45.0"], check=True)
-        (STACK / "whole").touch()
+    own = venv(STACK, *PINNED)
+    install = [own, "-m", "pip", "install", "-q", "--no-deps", "clip-retrieval==2.45.0"]
+    subprocess.run(install, check=True)
     return own
 
 

@@ -1,4 +1,4 @@
-"""What pages and headers refuse is obeyed, and kept as evidence."""
+"""The refusals of pages and headers are obeyed, and kept as evidence."""
 
 import pytest
 

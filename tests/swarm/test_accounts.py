@@ -9,14 +9,12 @@ from cahlib.swarm import lifecycle
 from cahlib.swarm.hetzner import accounts
 from cahlib.swarm.provider import Denied, list_servers
 from cahlib.swarm.runs import orphan_warnings
-from tests.world.cloud import Account, Cloud, serve
-from tests.world.servers import ONE, TWO, hold, made, nothing_is_left
+from tests.world.servers import ONE, TWO, hold, made, nothing_is_left, two_accounts
 
 
 @pytest.fixture
 def cloud():
-    with serve(Cloud({ONE: Account(limit=3), TWO: Account(limit=3)})) as cloud:
-        cloud.stranger(ONE)
+    with two_accounts() as cloud:
         yield cloud
 
 

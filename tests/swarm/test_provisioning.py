@@ -20,16 +20,15 @@ from cahlib.swarm.provider import DenialReason, Denied, Server
 from cahlib.swarm.provisioning import Provisioner, delete_labelled
 from cahlib.swarm.runs import list_runs, orphan_warnings
 from cahlib.swarm.status import status_monitored
-from tests.world.cloud import PLACES, TYPES, Account, Cloud, No, serve
+from tests.world.cloud import PLACES, TYPES, No
 from tests.world.jobs import LIMIT, until
 from tests.world.races import shaken, together
-from tests.world.servers import ONE, TWO, hold, made, nothing_is_left, ruled
+from tests.world.servers import ONE, TWO, hold, made, nothing_is_left, ruled, two_accounts
 
 
 @pytest.fixture
 def cloud():
-    with serve(Cloud({ONE: Account(limit=3), TWO: Account(limit=3)})) as cloud:
-        cloud.stranger(ONE)
+    with two_accounts() as cloud:
         yield cloud
 
 

@@ -106,7 +106,7 @@ class DyingShared(RemoteLedger):
 
 
 class Hearing(logging.Handler):
-    """What the worker's log says."""
+    """The lines of the worker's log."""
 
     def __init__(self):
         super().__init__()

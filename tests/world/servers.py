@@ -1,11 +1,22 @@
 """Servers of a small swarm at the stand-in cloud."""
 
+from contextlib import contextmanager
+
 from cahlib.swarm.hetzner import accounts
 from cahlib.swarm.planner import ServerLimits, plan_servers
 from cahlib.swarm.provisioning import Provisioner, provisioned
+from tests.world.cloud import Account, Cloud, serve
 from tests.world.jobs import LIMIT
 
 ONE, TWO = "token-one", "token-two"
+
+
+@contextmanager
+def two_accounts():
+    """A cloud of two accounts, one of which has a server of somebody else."""
+    with serve(Cloud({ONE: Account(limit=3), TWO: Account(limit=3)})) as cloud:
+        cloud.stranger(ONE)
+        yield cloud
 
 
 def made(cloud, nodes=3, tokens=f"{ONE},{TWO}", timeout=LIMIT, **limits):
