@@ -200,7 +200,8 @@ class Provisioner:
                 self.listed = {each.name: each for each in left}
             return not left and not trouble and (not unanswered or waited > late)
 
-        if not wait_until(are_gone, timeout=timeout, pause=pause):
+        # a last round, so that what the one before it deleted is not named
+        if not wait_until(are_gone, timeout=timeout, pause=pause) and not are_gone():
             raise RunError(leftover_message(left, trouble, self.run, self._cost(left)))
         with self._lock:
             self.listed = {}
