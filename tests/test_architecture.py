@@ -122,6 +122,17 @@ def test_a_file_can_be_known_whole():
     assert not long
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_types_are_made_known_to_msgspec_by_one_thread(path):
+    """A decoder made at import: two threads that meet a type for the first time would crash."""
+    for function in ast.walk(parsed(path)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            for call in (each for each in ast.walk(function) if isinstance(each, ast.Call)):
+                assert not ast.unparse(call.func).endswith(".Decoder"), call.lineno
+                is_typed = any(word.arg == "type" for word in call.keywords)
+                assert not (is_typed and ast.unparse(call.func).endswith(".decode")), call.lineno
+
+
 def test_public_names_are_defined_once():
     places = defaultdict(list)
     for path in FILES:

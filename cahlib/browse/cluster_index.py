@@ -41,6 +41,9 @@ class _About(msgspec.Struct, frozen=True, kw_only=True):
     width: int
 
 
+_decoder = msgspec.json.Decoder(_About)
+
+
 class ClusterIndex:
     """An index, mapped from its files."""
 
@@ -95,7 +98,7 @@ def open_index(folder: Path, vectors: StoredVectors, digest: str) -> ClusterInde
         return None
     hint = "make it again with `cah browse --index`."
     try:
-        about = msgspec.json.decode((there / "index.json").read_bytes(), type=_About)
+        about = _decoder.decode((there / "index.json").read_bytes())
         if about.digest != digest:
             raise RunError(f"The index for searches is out of date; {hint}")
         return ClusterIndex(there, len(vectors), vectors.width)

@@ -15,6 +15,9 @@ class _Checksummed(msgspec.Struct):
     contents: msgspec.Raw
 
 
+_decoder = msgspec.json.Decoder(_Checksummed)
+
+
 def encode_checksummed(contents: Any) -> bytes:
     """Return a record as it is stored."""
     data = msgspec.json.encode(contents)
@@ -22,9 +25,9 @@ def encode_checksummed(contents: Any) -> bytes:
     return msgspec.json.encode(_Checksummed(sha256=digest, contents=msgspec.Raw(data)))
 
 
-def decode_checksummed(data: bytes, type: type[_T]) -> _T:
+def decode_checksummed(data: bytes, decoder: msgspec.json.Decoder[_T]) -> _T:
     """Return a stored record; raise ValueError if it is damaged."""
-    checked = msgspec.json.decode(data, type=_Checksummed)
+    checked = _decoder.decode(data)
     if hashlib.sha256(checked.contents).hexdigest() != checked.sha256:
         raise ValueError("its checksum does not match")
-    return msgspec.json.decode(checked.contents, type=type)
+    return decoder.decode(checked.contents)

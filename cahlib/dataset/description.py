@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from cahlib import __version__
 from cahlib.core.config import DamagedJob, Job, settings
 from cahlib.core.errors import RunError
@@ -45,6 +47,9 @@ class Description:
     pages: Mapping[str, FileRecord] = field(default_factory=dict)
     version: str = __version__  #: of the cahlib that wrote it
     layout: int = 1  #: 1 to `CURRENT_LAYOUT`
+
+
+_decoder = msgspec.json.Decoder(Description)
 
 
 def describe_job(job: Job) -> Description:
@@ -85,7 +90,7 @@ def read_description(place: str | Path) -> Description | None:
     """Return the description at a place, or None; raise ValueError if it is damaged."""
     there = files_at(place)
     return (
-        decode_checksummed(there.read(DESCRIPTION_FILE), Description)
+        decode_checksummed(there.read(DESCRIPTION_FILE), _decoder)
         if there.exists(DESCRIPTION_FILE)
         else None
     )

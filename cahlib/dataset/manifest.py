@@ -15,6 +15,8 @@ from stat import S_ISDIR
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import msgspec
+
 from cahlib.core.errors import ConfigError, RunError
 from cahlib.core.lock import is_locked
 from cahlib.core.records import Shard, Stats
@@ -102,6 +104,9 @@ class ShardManifest:
         return Stats.from_dict(self.funnel)
 
 
+_decoder = msgspec.json.Decoder(ShardManifest)
+
+
 def host_name(url: str) -> str:
     """Return the host of a URL, "" if it has none."""
     try:
@@ -132,7 +137,7 @@ def encode_manifest(manifest: ShardManifest) -> bytes:
 
 def decode_manifest(data: bytes) -> ShardManifest:
     """Return a stored manifest; raise ValueError if it is damaged."""
-    return decode_checksummed(data, ShardManifest)
+    return decode_checksummed(data, _decoder)
 
 
 def read_manifest(place: str | Path, shard: str) -> ShardManifest | None:

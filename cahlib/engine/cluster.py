@@ -89,6 +89,10 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     metrics: _Metrics
 
 
+# Two threads that convert to a type for the first time at once would crash.
+msgspec.convert([], list[WorkerInfo])
+
+
 def connect(address: ClusterAddress, timeout: float) -> Client:
     """Connect a client; raise RunError if nobody answers, or not as a member of the same swarm."""
     unpickling.restrict()

@@ -11,7 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -28,6 +28,7 @@ from cahlib.core.errors import (
 )
 from cahlib.core.records import DropReason, Parcel, Stage, Stats
 
+_T = TypeVar("_T")
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 60)]
 _Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A\w[\w.=+-]{0,250}\Z")]
 _Digest: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -114,7 +115,7 @@ def encode_report(key: str, progress: dict[str, Any]) -> bytes:
 
 def decode_report(data: object) -> tuple[str, dict[str, Any]]:
     """Return a job's key and its progress; raise InvalidMessage."""
-    report: _Report = _decode(data, _Report)
+    report = _decode(data, _reports)
     progress: dict[str, Any] = msgspec.to_builtins(report.progress)
     try:
         Stats.from_dict(progress)
@@ -146,8 +147,7 @@ def _failure(error: Exception) -> JobResult:
 
 def decode_result(data: object) -> JobResult:
     """Return the result that `encode` encoded; raise InvalidMessage for anything else."""
-    result: JobResult = _decode(data, JobResult)
-    return result
+    return _decode(data, _results)
 
 
 def printable(text: str, length: int) -> str:
@@ -155,13 +155,13 @@ def printable(text: str, length: int) -> str:
     return re.sub(r"[^\n -~\u00a1-\ud7ff\uf900-\uffef]", "?", text[:length])
 
 
-def _decode(data: object, kind: Any) -> Any:
+def _decode(data: object, decoder: msgspec.msgpack.Decoder[_T]) -> _T:
     if isinstance(data, InvalidMessage):
         raise data
     if not isinstance(data, bytes | bytearray | memoryview):
         raise InvalidMessage(f"It sent a {type(data).__name__} instead of bytes.")
     try:
-        return msgspec.msgpack.decode(data, type=kind, dec_hook=_decode_hook)
+        return decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidMessage(
             f"It sent bytes that are not a valid message ({printable(str(error), 200)})."
@@ -177,5 +177,13 @@ def _encode_hook(value: Any) -> Any:
 def _decode_hook(kind: Any, value: Any) -> Any:
     if kind is Path:
         return Path(value)
-    members = {Counter[Stage]: Stage, Counter[DropReason]: DropReason}[kind]
-    return Counter(msgspec.convert(value, dict[members, _Count]))  # type: ignore[valid-type]
+    return Counter(_counters[kind].decode(msgspec.msgpack.encode(value)))
+
+
+# Made here: two threads that decode a type for the first time at once would crash.
+_counters: dict[Any, msgspec.msgpack.Decoder[Any]] = {
+    Counter[each]: msgspec.msgpack.Decoder(dict[each, _Count])  # type: ignore[valid-type]
+    for each in (Stage, DropReason)
+}
+_results = msgspec.msgpack.Decoder(JobResult, dec_hook=_decode_hook)
+_reports = msgspec.msgpack.Decoder(_Report)

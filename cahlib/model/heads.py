@@ -62,6 +62,9 @@ class _Card(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     about: str = ""
 
 
+_decoder = msgspec.json.Decoder(_Card)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # arrays have no hash
 class Head:
     """A loaded head that fits the model of the run."""
@@ -130,7 +133,7 @@ def _load(path: Path, model: EmbeddingModel) -> Head:
 
 def _card(path: Path) -> _Card:
     try:
-        card = msgspec.json.decode(path.read_bytes(), type=_Card)
+        card = _decoder.decode(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"heads: {path} cannot be read ({error.strerror}).") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

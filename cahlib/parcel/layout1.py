@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import BinaryIO, NamedTuple
 
+import msgspec
+
 from cahlib.core.records import Image, Parcel
 from cahlib.parcel.metadata import MAX_METADATA, ImageMetadata, decode_metadata
 from cahlib.parcel.tar import TarError, TarMember, read_members
 
 _NAME = re.compile(r"([0-9a-f]{32})\.(jpg|png|webp|avif)")
+_decoder = msgspec.json.Decoder(ImageMetadata)
 
 
 class _Place(NamedTuple):
@@ -54,4 +57,4 @@ def _read_metadata(file: BinaryIO, text: TarMember) -> ImageMetadata:
     if text.size > MAX_METADATA:
         raise TarError("has too long metadata of an image")
     file.seek(text.offset)
-    return decode_metadata(file.read(text.size), ImageMetadata)
+    return decode_metadata(file.read(text.size), _decoder)

@@ -52,10 +52,10 @@ class ImageEntry(ImageMetadata, kw_only=True, frozen=True, forbid_unknown_fields
 _Metadata = TypeVar("_Metadata", bound=ImageMetadata)
 
 
-def decode_metadata(text: bytes, type: type[_Metadata]) -> _Metadata:
+def decode_metadata(text: bytes, decoder: msgspec.json.Decoder[_Metadata]) -> _Metadata:
     """Return an image's metadata; raise TarError if it is invalid or has another's key."""
     try:
-        found = msgspec.json.decode(text, type=type)
+        found = decoder.decode(text)
     except INVALID_JSON as error:
         raise TarError(f"has invalid metadata of an image ({error})") from error
     candidate = found.candidate

@@ -37,6 +37,8 @@ _MAX_BYTES = 1 << 30
 #: The most that each number may be: what its column can hold.
 _MOST = {"status": 999, "ms": 2**31 - 1, "bytes": 2**62, "attempt": 2**15 - 1}
 
+_decoder = msgspec.json.Decoder(Outcome)
+
 
 class PackedOutcomes:
     """An `OutcomeLog` in memory, some 500 bytes per candidate."""
@@ -65,13 +67,13 @@ def decode_outcomes(file: BinaryIO, parcel: Parcel) -> Iterator[Outcome]:
     There is one for each candidate that the parcel's stats count, by the same reasons.
     """
     stats, found = parcel.stats, Counter[DropReason | None]()
-    decoder, size = msgspec.json.Decoder(Outcome), 0
+    size = 0
     try:
         with gzip.open(file) as lines:
             for position in range(stats.entered[Stage.FETCH]):
                 line = lines.readline(MAX_METADATA)
                 size += len(line)
-                outcome = decoder.decode(line)
+                outcome = _decoder.decode(line)
                 _check(outcome, position)
                 if size > _MAX_BYTES:
                     raise TarError("has more than a gigabyte of outcomes")

@@ -62,6 +62,9 @@ class _Manifest(msgspec.Struct, kw_only=True, frozen=True):
     outcomes: int = 0
 
 
+_manifest_decoder = msgspec.json.Decoder(_Manifest)
+_entry_decoder = msgspec.json.Decoder(ImageEntry)
+
 #: The fields that a manifest and its parcel have in common.
 _COMMON_FIELDS = [name for name in _Manifest.__struct_fields__ if name not in ("layout", "stats")]
 
@@ -126,7 +129,7 @@ def write_parcel(
 def find_parcel(folder: Path, shard: Shard) -> Parcel | None:
     """Return the committed parcel of a shard, or None if there is none."""
     try:
-        manifest = msgspec.json.decode(_manifest_path(folder, shard).read_bytes(), type=_Manifest)
+        manifest = _manifest_decoder.decode(_manifest_path(folder, shard).read_bytes())
         stats = Stats.from_dict(manifest.stats)
         path = folder / f"{shard.id}.tar"
         if (
@@ -190,7 +193,7 @@ def read_images(parcel: Parcel, *, trusted: bool = True) -> Iterator[Image]:
         file.seek(parcel.index)
         before, read = -1, 0
         for _ in range(parcel.images):
-            entry = decode_metadata(file.readline(MAX_METADATA), ImageEntry)
+            entry = decode_metadata(file.readline(MAX_METADATA), _entry_decoder)
             files = entry.data, entry.thumb or (0, 0)
             read += sum(size for _, size in files)
             if read > parcel.size or any(at + size > parcel.index for at, size in files):

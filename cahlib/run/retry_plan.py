@@ -46,6 +46,7 @@ from cahlib.parcel.metadata import INVALID_JSON
 
 #: Where a dataset's folder has the plan of a retry that is not done.
 _PLAN = str(RunDirectory().path / "retry.json")
+_decoder = msgspec.json.Decoder(list[Shard])
 
 #: The role of a run that retries.
 RETRY = "retry"
@@ -157,7 +158,7 @@ def forget_plan(folder: Path, plan: RetryPlan) -> None:
 def _stored_plan(folder: Path, reasons: Collection[str]) -> list[Shard]:
     """Return the shards of a plan that was interrupted, if it is for the same reasons."""
     try:
-        shards = msgspec.json.decode((folder / _PLAN).read_bytes(), type=list[Shard])
+        shards = _decoder.decode((folder / _PLAN).read_bytes())
     except (FileNotFoundError, *INVALID_JSON):
         return []
     retries = [parse_retry(each) for each in shards]

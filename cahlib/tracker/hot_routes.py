@@ -138,6 +138,7 @@ _CALLS: dict[str, tuple[type[_Body], Callable[..., dict[str, Any]]]] = {
     "/v1/shards/{number}/complete": (CompletionRequest, complete_shard),
     "/v1/shards/{number}/pairs": (PairsRequest, list_claimed_pairs),
 }
+_DECODERS = {path: msgspec.json.Decoder(body) for path, (body, _) in _CALLS.items()}
 
 
 #: Python may refuse to parse longer integers.
@@ -147,8 +148,8 @@ _NUMBER = re.compile("[0-9]{1,10}")
 def hot_routes() -> list[Route]:
     """Return the routes of these calls."""
     return [
-        Route(path, _Call(partial(_serve, act, msgspec.json.Decoder(body))))
-        for path, (body, act) in _CALLS.items()
+        Route(path, _Call(partial(_serve, act, _DECODERS[path])))
+        for path, (_, act) in _CALLS.items()
     ]
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from huggingface_hub import HfFileSystem
 
@@ -93,7 +94,7 @@ OURS = Description(settings={"threshold": 0.3}, digest=judged.SPEC.settings)
 def described(there):
     """What the repository says of itself: at any commit the shards that it has."""
     held = there.repositories["ada/set"]
-    said = decode_checksummed(held["crawl/dataset.json"], Description)
+    said = decode_checksummed(held["crawl/dataset.json"], msgspec.json.Decoder(Description))
     assert {*said.committed} == {
         path.rpartition("/")[2].removesuffix(".json") for path in held if "/shards/" in path
     }
