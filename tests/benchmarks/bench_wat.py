@@ -6,8 +6,10 @@ The WAT is made from a seed in Common Crawl's layout: 8,000 pages with a request
 metadata record each, 100 MB inflated, 50,861 images with an alt text. 45 % of the texts are
 English, the rest is of six languages, file names and the words that every page has. The peer
 neither detects languages nor repairs texts; ours does all its work, and does it again with caption
-rules (`rules`): two lists of 100,000 words and phrases, and a pattern. All run in processes of
-their own, bound to one core; the table shows the median CPU seconds and the highest memory.
+rules (`rules`): two lists of 100,000 words and phrases, and a pattern. `floor` is what the
+libraries alone take for the same pages: to inflate, to parse, and to detect the language of each
+text for which ours does so. All run in processes of their own, bound to one core; the table shows
+the median CPU seconds and the highest memory.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import resource
+import re
 import statistics
 import sys
 import tempfile
@@ -24,14 +26,20 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import msgspec
+import pycld2
+from isal import isal_zlib
 
 from cahlib.core.config import Crawl
 from cahlib.core.records import Stats
+from cahlib.crawl import texts
 from cahlib.crawl.blocklists import Blocklists
 from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.caption_rules import CaptionRules
 from cahlib.crawl.shards import list_shards
-from cahlib.crawl.wat import read_pages
+from cahlib.crawl.wat import _Record, read_pages
 from tests.benchmarks.common import (
     Found,
     apart,
@@ -41,6 +49,7 @@ from tests.benchmarks.common import (
     note,
     one_core,
     parser,
+    rss,
     venv,
 )
 
@@ -224,8 +233,7 @@ def ours(path: str, **rules: Any) -> Found:
         )
         count = sum(1 for _ in every)
         spent = time.process_time() - before
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    return {"candidates": count, "cpu": spent, "rss": memory}
+    return {"candidates": count, "cpu": spent, "rss": rss()}
 
 
 def with_rules(path: str) -> Found:
@@ -242,6 +250,27 @@ def with_rules(path: str) -> Found:
             path, caption_words=(str(lists[0]),), caption_not=(str(lists[1]),),
             caption_regex=r"(?i)\w{3}",
         )  # fmt: skip
+
+
+def floor(path: str) -> Found:
+    """What no reader with languages goes below: its three libraries, and nothing else."""
+    data, said = Path(path).read_bytes(), list[str]()
+    with patch.object(texts, "detect_language", lambda text: (said.append(text), True)):
+        ours(path)
+    begins = [match.start() for match in re.finditer(rb"\x1f\x8b\x08\0", data)]
+    packed = [data[slice(*both)] for both in zip(begins, [*begins[1:], len(data)], strict=True)]
+    records = [isal_zlib.decompress(each, 31) for each in packed]
+    bodies = [each.partition(b"\r\n\r\n")[2] for each in records if b"IMG@" in each]
+    decode = msgspec.json.Decoder(_Record).decode
+    with one_core():
+        before = time.process_time()
+        for each in packed:
+            isal_zlib.decompress(each, 31)
+        for each in bodies:
+            decode(each)
+        for text in said:
+            pycld2.detect(text, True)
+        return {"candidates": len(said), "cpu": time.process_time() - before, "rss": rss()}
 
 
 def peer(home: Path) -> Path:
@@ -262,6 +291,7 @@ def main(arguments: Sequence[str]) -> None:
     taken: dict[str, list[Found]] = {}
     for _ in range(options.rounds):
         taken.setdefault("ours", []).append(apart(ours, path, small=options.small))
+        taken.setdefault("floor", []).append(apart(floor, path, small=options.small))
         taken.setdefault("rules", []).append(apart(with_rules, path, small=options.small))
         if options.peer:
             line = [peer(options.inputs), "-c", SCRIPT, path]
@@ -276,7 +306,7 @@ def main(arguments: Sequence[str]) -> None:
         memory = max(each["rss"] for each in rounds)
         print(f"{side:6}{statistics.median(seconds):8.2f}{min(seconds):8.2f}{memory:8}{found:12}")
         figures[side] = {"cpu": statistics.median(seconds), "mib": memory}
-    note("wat", **beside(figures["ours"], figures.get("peer")))
+    note("wat", floor=figures["floor"]["cpu"], **beside(figures["ours"], figures.get("peer")))
 
 
 if __name__ == "__main__":
