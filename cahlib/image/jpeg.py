@@ -37,6 +37,9 @@ _EOI = b"\xff\xd9"
 _END = re.compile(rb"\xff+\xd9\Z")
 _TRIES = 12  # decodings without padding: one for each marker that padding can precede
 
+#: libjpeg's names of colour spaces that it converts to RGB as Pillow does.
+_PLAIN = ("YCbCr", "Gray")
+
 _Pixels = NDArray[np.uint8]
 
 
@@ -65,6 +68,17 @@ def decode_square(data: bytes, side: int) -> _Pixels:
     if simplejpeg.decode_jpeg_header(data)[:2] != (side, side):
         raise ValueError("the picture has another size")
     pixels: _Pixels = simplejpeg.decode_jpeg(data)
+    return pixels
+
+
+def decode_plain(data: bytes) -> _Pixels:
+    """Return the RGB pixels of a JPEG that needs no conversion but libjpeg's.
+
+    Raise ValueError for other files, damaged ones, and JPEGs in CMYK or with a colour profile.
+    """
+    if b"ICC_PROFILE\0" in data or simplejpeg.decode_jpeg_header(data)[2] not in _PLAIN:
+        raise ValueError("the colours need more than a decoder")
+    pixels: _Pixels = simplejpeg.decode_jpeg(data, strict=True)
     return pixels
 
 

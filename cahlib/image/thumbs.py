@@ -15,7 +15,7 @@ from PIL import Image as Picture
 
 from cahlib.image import jpeg
 from cahlib.image.colours import to_srgb
-from cahlib.image.pixels import resize_shorter_side, to_plain_mode
+from cahlib.image.pixels import resize_pixels, resize_shorter_side, to_plain_mode
 
 _QUALITY = 98
 
@@ -40,10 +40,8 @@ def to_model_colours(picture: Picture.Image, profile: bytes | None) -> Picture.I
 
 def make_thumb(picture: Picture.Image, profile: bytes | None, side: int) -> bytes:
     """Return the thumb of a loaded picture that is larger (`needs_thumb`)."""
-    small = resize_shorter_side(to_model_colours(picture, profile), side)
-    left, top = (round((length - side) / 2) for length in small.size)
-    square = small.crop((left, top, left + side, top + side)).convert("RGB")
-    return jpeg.encode_jpeg(np.asarray(square), _QUALITY)
+    small = resize_shorter_side(to_model_colours(picture, profile), side).convert("RGB")
+    return jpeg.encode_jpeg(_center(np.asarray(small), side), _QUALITY)
 
 
 def read_thumb(thumb: bytes, side: int) -> NDArray[np.uint8] | None:
@@ -52,3 +50,16 @@ def read_thumb(thumb: bytes, side: int) -> NDArray[np.uint8] | None:
         return jpeg.decode_square(thumb, side)
     except ValueError:
         return None
+
+
+def read_plain_jpeg(data: bytes, side: int) -> NDArray[np.uint8] | None:
+    """Return the pixels of which an image's thumb would be made; None if that needs Pillow."""
+    try:
+        return _center(resize_pixels(jpeg.decode_plain(data), side), side)
+    except ValueError:
+        return None
+
+
+def _center(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    top, left = (round((length - side) / 2) for length in pixels.shape[:2])
+    return pixels[top : top + side, left : left + side]

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 
 from cahlib.core.config import Judge
 from cahlib.core.errors import ConfigError, RunError
-from cahlib.image.thumbs import read_thumb
+from cahlib.image.thumbs import read_plain_jpeg, read_thumb
 from cahlib.model.cpu import packable_tower
 from cahlib.model.device_model import DeviceModel, Vectors
 from cahlib.model.frameworks import open_clip, torch
@@ -86,9 +86,10 @@ class Clip:
         Shape (height, width, 3), uint8. A thumb is decoded instead if it has the model's size. May
         be called from many threads.
         """
-        if thumb and self.thumb and (pixels := read_thumb(thumb, self.thumb)) is not None:
-            return pixels
-        return preprocess(data, self._steps)
+        pixels = None
+        if self.thumb:
+            pixels = read_thumb(thumb, self.thumb) if thumb else read_plain_jpeg(data, self.thumb)
+        return preprocess(data, self._steps) if pixels is None else pixels
 
     def embed(self, pixels: Sequence[PixelArray], texts: Sequence[str]) -> tuple[Vectors, Vectors]:
         """Return the embeddings of images and of as many texts, row by row.

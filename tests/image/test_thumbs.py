@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from cahlib.core.config import Download, Job, Judge, Resources
-from cahlib.image import thumbs
+from cahlib.image import pixels, thumbs
 from cahlib.image.pixels import resize_shorter_side
-from cahlib.image.thumbs import read_thumb
+from cahlib.image.thumbs import read_plain_jpeg, read_thumb
 from cahlib.image.validate import validate_image
 from cahlib.model.inputs import preprocess
 from cahlib.run.scrapers import with_thumbs
@@ -61,6 +61,39 @@ def test_a_thumb_is_what_the_model_would_see(size, mode, format, options):
     own, other = (bytes.fromhex(each.pop("chroma")) for each in (kept, plain))
     assert max(abs(a - b) for a, b in zip(own, other, strict=True)) <= 2
     assert kept | {"thumb": b""} == plain
+
+
+@pytest.mark.parametrize("size", [(300, 201), (90, 641), (64, 64), (65, 64), (40, 31)])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [("RGB", {}), ("RGB", {"progressive": True}), ("RGB", {"subsampling": 0}), ("L", {})],
+)
+@pytest.mark.parametrize("vectors", [True, False])
+def test_a_plain_jpeg_has_the_same_pixels_without_pillow(monkeypatch, size, mode, options, vectors):
+    if not vectors:
+        monkeypatch.setattr(pixels, "vectors", None)
+    file = io.BytesIO()
+    smooth(size).convert(mode).save(file, "JPEG", **options)
+    shown = read_plain_jpeg(file.getvalue(), SIDE)
+    assert shown.shape == (SIDE, SIDE, 3)
+    assert np.array_equal(shown, preprocess(file.getvalue(), STEPS))
+
+
+@pytest.mark.parametrize(
+    ("mode", "format", "options"),
+    [("CMYK", "JPEG", {}), ("RGB", "JPEG", {"icc_profile": WIDE}), ("RGB", "PNG", {})],
+)
+def test_what_needs_more_than_a_decoder_is_left_to_pillow(mode, format, options):
+    file = io.BytesIO()
+    smooth((90, 80)).convert(mode).save(file, format, **options)
+    assert read_plain_jpeg(file.getvalue(), SIDE) is None
+
+
+@pytest.mark.parametrize("kept", [0, 1, 20, 700, -2])
+def test_a_damaged_jpeg_is_left_to_pillow(kept):
+    file = io.BytesIO()
+    smooth((90, 80)).save(file, "JPEG")
+    assert read_plain_jpeg(file.getvalue()[:kept], SIDE) is None
 
 
 def test_a_picture_that_is_small_or_huge_gets_none(monkeypatch):
