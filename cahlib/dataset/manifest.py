@@ -171,15 +171,15 @@ def is_conflicted_copy(path: str) -> bool:
     return bool(_CONFLICTED.search(path.rpartition("/")[2]))
 
 
-def is_dataset(folder: Path) -> bool:
-    """Return whether a folder of this machine holds a dataset: one manifest is enough."""
-    return bool(committed_ids(files_at(folder).names(MANIFESTS)))
+def is_dataset(place: str | Path) -> bool:
+    """Return whether a folder or URL holds a dataset: one manifest is enough."""
+    return bool(committed_ids(files_at(place).names(MANIFESTS)))
 
 
-def require_dataset(folder: Path) -> None:
-    """Raise ConfigError if a folder of this machine holds no dataset."""
-    if not is_dataset(folder):
-        raise no_dataset_error(folder)
+def require_dataset(place: str | Path) -> None:
+    """Raise ConfigError if a folder or URL holds no dataset."""
+    if not is_dataset(place):
+        raise no_dataset_error(place)
 
 
 def require_place(place: str) -> None:

@@ -15,7 +15,7 @@ from cahlib.core.fingerprint import portable_value, restored_value, same_value
 from cahlib.core.settings import Setting
 from cahlib.core.wording import verb
 from cahlib.dataset.description import find_description, stored_job
-from cahlib.dataset.manifest import no_dataset_error
+from cahlib.dataset.manifest import no_dataset_error, require_dataset
 from cahlib.run.environment import environment_settings
 
 
@@ -37,6 +37,7 @@ def dataset_job(place: str, given: Mapping[str, str], environment: Mapping[str, 
     said = find_description(output.url or output.folder)
     made = said.settings if said and said.committed else None
     if made is None and before is None:
+        require_dataset(place)  # raises as well if a URL cannot be reached
         raise no_dataset_error(place)
     typed = {**environment_settings(environment), **given}
     typed.pop("tracker", None)

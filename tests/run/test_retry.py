@@ -223,6 +223,7 @@ def test_a_table_s_columns_are_kept(web, tmp_path):
     ("arguments", "sentence"),
     [
         (["nowhere"], "nowhere holds no dataset"),
+        (["http://127.0.0.1:1/d"], "http://127.0.0.1:1/d cannot be reached"),
         (["set", "--only", "opted_out,dns"], "only: opted_out is final, so such links are not fe"),
         (["set", "--only", "known_harm"], "only: known_harm is final"),
         (["set", "--only", "not_an_image"], "only: not_an_image is final"),
