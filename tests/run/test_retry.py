@@ -223,7 +223,6 @@ def test_a_table_s_columns_are_kept(web, tmp_path):
     ("arguments", "sentence"),
     [
         (["nowhere"], "nowhere holds no dataset"),
-        (["http://127.0.0.1:1/d"], "http://127.0.0.1:1/d cannot be reached"),
         (["set", "--only", "opted_out,dns"], "only: opted_out is final, so such links are not fe"),
         (["set", "--only", "known_harm"], "only: known_harm is final"),
         (["set", "--only", "not_an_image"], "only: not_an_image is final"),
@@ -245,6 +244,11 @@ def test_what_cannot_be_retried_is_refused_in_a_sentence(
     assert (ran.returncode, ran.stdout) == (2, "")
     assert sentence in ran.stderr and ran.stderr.count("\n") == 1
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_url_that_cannot_be_reached_is_named(capsys):
+    ran = said(capsys, "retry", "http://127.0.0.1:1/d")
+    assert ran.returncode == 1 and "http://127.0.0.1:1/d cannot be reached" in ran.stderr
 
 
 def test_the_command_tells_what_it_fetches_and_what_came_of_it(folder, made, monkeypatch, capsys):
