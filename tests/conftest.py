@@ -100,8 +100,6 @@ def pytest_collectreport(report):
 def pytest_collection_finish(session):
     gc.freeze()
     gc.enable()
-    if "distributed" in sys.modules and not session.config.getoption("quick"):
-        forks.scrape()
 
 
 @pytest.fixture(scope="module")

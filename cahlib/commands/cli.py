@@ -9,7 +9,7 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
@@ -52,6 +52,7 @@ from cahlib.run.environment import build_job, read_environment
 from cahlib.run.orphan_reminder import orphan_reminder
 
 if TYPE_CHECKING:
+    from cahlib.engine.fork_server import ForkServer
     from cahlib.run.result import RunResult
     from cahlib.run.scrapers import EngineFactory
 
@@ -236,16 +237,19 @@ def _parser() -> Parser:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from cahlib.run.quote import make_quote
+    from cahlib.run.scrapers import scraper_server
 
     job = _job(chosen)
-    _check(job)
-    secrets = _take_secrets(job)
-    quote = make_quote(job, secrets["tokens"])
-    print_note(*filter(None, (quote.table, *quote.sentences)))
-    if quote.servers and not confirm(f"Order {quote.order}?"):
-        return 2
-    return _follow(chosen, job, **secrets)
+    with scraper_server(job) as server:
+        from cahlib.run.quote import make_quote
+
+        _check(job)
+        secrets = _take_secrets(job)
+        quote = make_quote(job, secrets["tokens"])
+        print_note(*filter(None, (quote.table, *quote.sentences)))
+        if quote.servers and not confirm(f"Order {quote.order}?"):
+            return 2
+        return _follow(chosen, job, _scraping(secrets, server))
 
 
 def _retry(job: Job, shards: int, work: Callable[..., _T]) -> _T | None:
@@ -259,7 +263,7 @@ def _retry(job: Job, shards: int, work: Callable[..., _T]) -> _T | None:
         print_note(*filter(None, (quote.table, *quote.terms, quote.crash_note)))
         if not confirm(f"Order {quote.order}?"):
             return None
-    return _watched(job, partial(work, scraping=_scraping(**secrets)))
+    return _watched(job, partial(work, scraping=_scraping(secrets)))
 
 
 def _check(job: Job) -> None:
@@ -297,20 +301,24 @@ def _watched(job: Job, work: Callable[..., _T]) -> _T:
         return work(job, listener, stop=stop)
 
 
-def _scraping(tokens: str = "", watchdog: str = "") -> EngineFactory:
-    from cahlib.run.scrapers import open_scrapers
+def _scraping(secrets: Mapping[str, str], server: ForkServer | None = None) -> EngineFactory:
+    """Return what opens the engine of a run, by the server of its scrapers if it has begun."""
+    from cahlib.run.scrapers import open_local_scrapers, open_scrapers
 
+    if server:
+        return partial(open_local_scrapers, server=server)
+    tokens, watchdog = (secrets.get(name, "") for name in ("tokens", "watchdog"))
     return partial(open_scrapers, tokens=tokens, watchdog=watchdog, report=print_message)
 
 
-def _follow(chosen: argparse.Namespace, job: Job, **secrets: str) -> int:
+def _follow(chosen: argparse.Namespace, job: Job, scraping: EngineFactory) -> int:
     with uncollected():
         from cahlib.run.pipeline import run
     with pandas_hidden():
         import pyarrow as pa
 
         pa.array([0])
-    outcome = _watched(job, partial(run, scraping=_scraping(**secrets)))
+    outcome = _watched(job, partial(run, scraping=scraping))
     print_run(chosen, outcome, _summary(outcome))
     if outcome.stopped:
         return report_stopped(outcome.shards.open + outcome.shards.committed, outcome.shards.total)
@@ -356,15 +364,17 @@ def _summary(outcome: RunResult) -> list[str]:
 
 def _demo(chosen: argparse.Namespace) -> int:
     from cahlib import demo
-    from cahlib.demo import world
-    from cahlib.run.open_run import check_settings
+    from cahlib.demo.serve import served_apart
+    from cahlib.run.scrapers import scraper_server
 
     output = os.path.expanduser(chosen.output)
-    with world.build().serve(demo.port(output)) as web:
+    with scraper_server(Job()) as server, served_apart(demo.port(output)) as web:
+        from cahlib.run.open_run import check_settings
+
         job = demo.job(output, web)
         check_settings(job)
         print_note("The demo's web and its crawl are on loopback; nothing leaves this machine.")
-        code = _follow(chosen, job)
+        code = _follow(chosen, job, _scraping({}, server))
     typed = shlex.quote(output)
     print_note(f"`cah inspect {typed}` and `cah verify {typed}` tell more about it.")
     if chosen.open:

@@ -21,6 +21,8 @@ STATE_VARIABLE = "CAH_STATE"
 
 #: The environment variable with the token of a swarm's watchdog.
 WATCHDOG_VARIABLE = "CAH_WATCHDOG_TOKEN"
+#: The variables of the environment that no other process is to inherit.
+SECRET_VARIABLES = ("HCLOUD_TOKEN", WATCHDOG_VARIABLE)
 
 
 def run_name_file(own: Path) -> Path:

@@ -4,12 +4,19 @@ The tiny CLIP can tell whether a drawing of a common thing belongs to an English
 it. It has seen emoji only: it cannot judge photos, and of safety it is not even asked.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cahlib.core.config import Crawl, Download, Job, Judge, Output
+from cahlib.core.resources import Resources
 from cahlib.core.run_directory import RunDirectory
 from cahlib.demo.web import Web
+
+if TYPE_CHECKING:
+    from cahlib.demo.serve import ServedWeb
 
 #: The tiny model's folder: open_clip's config, the weights and the words.
 MODEL = Path(__file__).parent / "model"
@@ -33,7 +40,7 @@ def port(output: str) -> int:
         return 0
 
 
-def job(output: str, web: Web) -> Job:
+def job(output: str, web: Web | ServedWeb) -> Job:
     """The demo's run: the crawl of a served world, judged by the tiny CLIP."""
     return Job(
         crawl=Crawl(crawl=f"http://{web.address}{WAT_PATH}"),
@@ -50,4 +57,5 @@ def job(output: str, web: Web) -> Job:
         ),
         judge=Judge(model=str(MODEL), threshold=THRESHOLD, safety=str(SAFETY)),
         output=Output(output=output),
+        place=Resources(workers=2),  # its two shards mostly wait for what hangs
     )

@@ -5,6 +5,7 @@ It does not know what is run there.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import time
 import warnings
@@ -147,6 +148,12 @@ def list_workers(client: Client) -> dict[str, WorkerInfo]:
         with suppress(msgspec.ValidationError):
             found[address] = msgspec.convert(record, WorkerInfo)
     return found
+
+
+def release_future(client: Client, future: Future[Any]) -> None:
+    """Release a future and wait until that is done; else a reused key finds the old result."""
+    future.release()
+    client.sync(asyncio.sleep, 0)
 
 
 def result_hosts(client: Client, future: Future[Any] | None) -> set[str]:

@@ -2,7 +2,8 @@
 
 A job runs in a worker's only job thread. If it does not report for longer than its limit, though
 its own deadlines should have ended it, the worker is killed from within by `faulthandler`, which
-works even while C code holds the interpreter's lock, and Dask starts the job again in a new one.
+works even while C code holds the interpreter's lock, and the engine starts the job again in a new
+one.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ import os
 import pickle
 from collections.abc import Callable
 from typing import Any
-
-from distributed import get_worker
 
 from cahlib.core.errors import (
     ConfigError,
@@ -25,7 +24,7 @@ from cahlib.core.errors import (
 )
 from cahlib.core.records import Parcel
 from cahlib.engine import wire
-from cahlib.engine.wire import PROGRESS_TOPIC, JobResult, RemoteError
+from cahlib.engine.wire import JobResult, RemoteError
 
 #: Seconds over its limit after which a job's process is killed.
 _GRACE = 60
@@ -45,9 +44,15 @@ def job_error(error: BaseException) -> BaseException:
     return error
 
 
-def run_local_job(job: bytes) -> bytes:
-    """Run a pickled job in a worker of this machine; return the bytes of a `JobResult`."""
-    return wire.run_and_encode(lambda: job_result(run_guarded(*pickle.loads(job))))
+def run_local_job(job: bytes, send: Callable[[bytes], None]) -> bytes:
+    """Run a pickled job in a worker of this machine; return the bytes of a `JobResult`.
+
+    ``send`` takes those of its reports.
+    """
+    key, function, arguments, limit = pickle.loads(job)
+    return wire.run_and_encode(
+        lambda: job_result(run_guarded(key, function, arguments, limit, send))
+    )
 
 
 def job_result(result: Any) -> JobResult:
@@ -56,22 +61,24 @@ def job_result(result: Any) -> JobResult:
 
 
 def run_guarded(
-    key: str, function: Callable[..., Any], arguments: tuple[Any, ...], limit: float
+    key: str,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    limit: float,
+    send: Callable[[bytes], None],
 ) -> Any:
     """Run a job in a worker, under its limit.
 
     The job keeps the limit itself, since some of its time may not count; its process is killed when
     the job has not reported for that long.
     """
-    worker = get_worker()
-
     with open(os.devnull, "w") as nowhere:
 
         def arm() -> None:
             faulthandler.dump_traceback_later(limit + _GRACE, exit=True, file=nowhere)
 
         def report(message: Any) -> None:
-            worker.log_event(PROGRESS_TOPIC, wire.encode_report(key, message))
+            send(wire.encode_report(key, message))
             arm()
 
         arm()

@@ -1,85 +1,71 @@
-"""An engine of worker processes on this machine, through Dask.
+"""An engine of worker processes on this machine, each the fork of one that has all imported.
 
 It does not know what the functions do. A job is sent to its worker as bytes that only the worker
-unpickles, and results are decoded by `cahlib.engine.wire`.
+unpickles, and results are decoded by `cahlib.engine.wire`. Dask has no part in it: to import it
+here and there, and to start and close its cluster, took a quarter of the seconds of `cah demo`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import os
 import pickle
 import queue
-import signal
-import tempfile
+import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
-import dask
-from distributed import Client, Future, LocalCluster
+from cahlib.core.errors import RunError, ShardError
+from cahlib.core.secret_store import SECRET_VARIABLES
+from cahlib.engine import wire
+from cahlib.engine.fork_server import REPORT, RESULT, ForkServer
+from cahlib.engine.wire import InvalidMessage
 
-from cahlib.core.errors import RunError, disk_full_error, is_disk_full
-from cahlib.engine import unpickling, wire
-from cahlib.engine.job import job_error, run_local_job
-from cahlib.engine.wire import PROGRESS_TOPIC, InvalidMessage
+#: Deaths of workers after which a job, or the start of a worker, is given up.
+_MAX_DEATHS = 3
 
-_SETTINGS = {
-    # Measured for workers on other machines; irrelevant on one machine.
-    "distributed.comm.timeouts.connect": "10s",
-    "distributed.comm.timeouts.tcp": "30s",
-    # Workers do not vanish here as servers do: the job is why they die repeatedly.
-    "distributed.scheduler.allowed-failures": 2,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.worker.memory.terminate": False,
-    "distributed.worker.daemon": True,
-    # Dask's records for its dashboard and its developers grow for 1,000 jobs and an hour, and
-    # sampling the stack of every thread each 10 ms costs time.
-    "distributed.worker.profile.enabled": False,
-    "distributed.admin.low-level-log-length": 50,
-    "distributed.admin.system-monitor.log-length": 50,
-    "distributed.admin.system-monitor.gil.enabled": False,
-    # Each server looks every 20 ms whether its loop is late, and every 500 at the disks: with two
-    # workers, waiting took 118 to 205 ms of CPU a second instead of 53 to 61.
-    "distributed.admin.system-monitor.interval": "10s",
-    "distributed.admin.system-monitor.disk": False,
-    "distributed.admin.tick.interval": "1s",
-    "distributed.scheduler.active-memory-manager.start": False,
-    "distributed.client.scheduler-info-interval": "60s",
-    # Dask logs its internals; what matters here comes back as results.
-    "logging": {"distributed": "critical"},
-}
 
-Report = Callable[[Any], None]
+def start_server(modules: Sequence[str]) -> ForkServer:
+    """Start what workers are forked from; it imports these modules, which jobs need."""
+    try:
+        return ForkServer("cahlib.engine.job:run_local_job", modules, hidden=SECRET_VARIABLES)
+    except OSError as error:
+        raise _start_error(error) from error
 
 
 class LocalEngine:
-    """Jobs by key on the workers of a Dask cluster."""
+    """Jobs by key on worker processes of this machine."""
 
-    def __init__(self, client: Client, *, slots: int) -> None:
+    def __init__(self, server: ForkServer, *, slots: int) -> None:
         self.slots = slots  #: jobs that can run at the same time
-        self._client = client
-        self._futures: dict[str, Future[Any]] = {}
-        self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._server = server
+        self._waiting: queue.SimpleQueue[tuple[str, bytes] | None] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._keys = set[str]()  #: submitted and not yet taken
         self._reports: dict[str, Any] = {}
-        self._lock = threading.Lock()  #: reports come by a thread of Dask's
-        client.subscribe_topic(PROGRESS_TOPIC, self._on_report)
+        self._lock = threading.Lock()  #: each worker has a thread, which gets its reports
+        self._closed = False
+        self._workers = [_Worker() for _ in range(slots)]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(each,), daemon=True)
+            for each in self._workers
+        ]
+        for each in self._threads:
+            each.start()
 
     def __len__(self) -> int:
         """Return the number of jobs submitted and not yet returned by `take`."""
-        return len(self._futures)
+        return len(self._keys)
 
     def submit(self, key: str, function: Callable[..., Any], *arguments: Any, limit: float) -> None:
         """Start ``function(*arguments, limit=…, report=…)``, which may take ``limit`` seconds."""
         job = pickle.dumps((key, function, arguments, limit))
-        with self._lock:  # a report of it may come before this thread goes on
-            future = self._client.submit(run_local_job, job, key=key, pure=False)
-            self._futures[key] = future
-        future.add_done_callback(lambda _: self._finished.put(key))
+        self._keys.add(key)
+        self._waiting.put((key, job))
 
     def take(self, *, timeout: float) -> tuple[str, Any] | None:
         """Return a finished job's key with its result, or with the exception that ended it.
@@ -88,15 +74,10 @@ class LocalEngine:
         repeatedly comes back as a ShardError.
         """
         try:
-            key = self._finished.get(timeout=timeout)
+            key, result = self._finished.get(timeout=timeout)
         except queue.Empty:
             return None
-        with self._lock:  # else a late report would be counted forever
-            future = self._futures.pop(key)
-            self._reports.pop(key, None)
-        error = future.exception()
-        result = job_error(error) if error else wire.decode_result(future.result()).result()
-        release_future(self._client, future)
+        self._keys.discard(key)
         return key, result
 
     def reports(self) -> list[Any]:
@@ -104,65 +85,85 @@ class LocalEngine:
         with self._lock:
             return list(self._reports.values())
 
-    def _on_report(self, event: tuple[float, bytes]) -> None:
-        with suppress(InvalidMessage):
-            key, message = wire.decode_report(event[1])
+    def close(self) -> None:
+        """End the workers, whatever they do."""
+        self._closed = True
+        for each in self._workers:
+            self._waiting.put(None)
+            each.hang_up()
+        self._server.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self, worker: _Worker) -> None:
+        """Have jobs done by one worker, and by the next one if it dies."""
+        while (given := self._waiting.get()) is not None:
+            key, job = given
+            deaths: Counter[bool] = Counter()
+            while max(deaths.values(), default=0) < _MAX_DEATHS:
+                try:
+                    worker.connection = worker.connection or self._server.fork()
+                    worker.connection.send_bytes(job)
+                    result = self._await_result(key, worker)
+                    break
+                except (EOFError, OSError) as error:
+                    if self._closed:
+                        return
+                    deaths[worker.is_started] += 1
+                    result = _death(error, is_started=worker.is_started)
+                    worker.connection, worker.is_started = None, False
             with self._lock:
-                if key in self._futures:
-                    self._reports[key] = message
+                self._reports.pop(key, None)
+            self._finished.put((key, result))
+
+    def _await_result(self, key: str, worker: _Worker) -> Any:
+        """Return the result of a worker's job; raise EOFError or OSError if it dies."""
+        assert worker.connection
+        while True:
+            message = worker.connection.recv_bytes()
+            kind, data = message[:1], message[1:]
+            worker.is_started = True
+            if kind == RESULT:
+                return wire.decode_result(data).result()
+            if kind == REPORT:
+                with suppress(InvalidMessage), self._lock:
+                    self._reports[key] = wire.decode_report(data)[1]
 
 
-def release_future(client: Client, future: Future[Any]) -> None:
-    """Release a future and wait until that is done; else a reused key finds the old result."""
-    future.release()
-    client.sync(asyncio.sleep, 0)
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Worker:
+    """A worker process, which is started when there is a job."""
+
+    connection: Connection | None = None
+    is_started: bool = False  #: it has sent something
+
+    def hang_up(self) -> None:
+        """Shut the connection, by which the worker ends, while another thread may read from it."""
+        with suppress(OSError):  # it is closed
+            if self.connection:
+                with socket.socket(fileno=os.dup(self.connection.fileno())) as both:
+                    both.shutdown(socket.SHUT_RDWR)
+
+
+def _death(error: Exception, *, is_started: bool) -> Exception:
+    """Return the error of a job whose workers died repeatedly."""
+    if is_started:
+        return ShardError("the scraper process died on it repeatedly.")
+    return _start_error(error)
+
+
+def _start_error(error: Exception) -> RunError:
+    return RunError(
+        f"The scraper processes could not be started ({str(error) or 'they ended'}); run the same "
+        "command again, with fewer --workers if memory is short."
+    )
 
 
 @contextmanager
-def local_engine(workers: int) -> Iterator[LocalEngine]:
+def local_engine(workers: int, server: ForkServer) -> Iterator[LocalEngine]:
     """Open an engine of so many processes on this machine; they end with it or this process."""
+    engine = LocalEngine(server, slots=workers)
     try:
-        tempfile.gettempdir()  # for Dask's files, a few bytes each
-    except FileNotFoundError as error:
-        raise RunError(
-            "No temporary folder on this machine has free space; make room in /tmp, or name "
-            "another folder in TMPDIR, then run the same command again."
-        ) from error
-    unpickling.restrict()
-    with dask.config.set(_SETTINGS):
-        with _interrupts_blocked():
-            try:
-                cluster = LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    host="127.0.0.1",
-                    # The dashboard is off, but its server stays: not on 8787, which may be taken
-                    scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-                    memory_limit=0,
-                    silence_logs=logging.CRITICAL,
-                )
-            except (RuntimeError, OSError) as error:  # e.g. the kernel kills one that starts
-                if is_disk_full(error):
-                    raise disk_full_error(tempfile.gettempdir()) from error
-                raise RunError(
-                    f"The scraper processes could not be started ({error}); run the same command "
-                    "again, with fewer --workers if memory is short."
-                ) from error
-        with cluster, Client(cluster, set_as_default=False) as client:
-            yield LocalEngine(client, slots=workers)
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Block Ctrl-C in threads and processes that start in here, and in those that they start.
-
-    A terminal sends it to all processes, but the run decides when a worker ends. A worker could not
-    ignore it by itself early enough: it would be killed while it starts.
-    """
-    resource_tracker.ensure_running()  # else Python starts it in here, which unblocks the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
+        yield engine
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        engine.close()

@@ -31,11 +31,10 @@ from cahlib.core.errors import MachineFault, RunError, ShardError
 from cahlib.core.records import Shard
 from cahlib.core.retry import wait_until
 from cahlib.engine import cluster, wire
-from cahlib.engine.cluster import ClusterAddress, WorkerState
+from cahlib.engine.cluster import ClusterAddress, WorkerState, release_future
 from cahlib.engine.dispatch import RemoteJob, jobs_to_send, stuck_jobs, track_workers
 from cahlib.engine.file_sync import FileSync, file_ref
 from cahlib.engine.job import job_error
-from cahlib.engine.local import release_future
 from cahlib.engine.transfer import CONNECTION_ERRORS as CONNECTION_ERRORS
 from cahlib.engine.transfer import DamagedFile, delete_files, fetch_parcel, parcel_files
 from cahlib.engine.wire import MAX_PULLS, PROGRESS_TOPIC, InvalidMessage, JobResult

@@ -35,18 +35,15 @@ from cahlib.engine.wire import JOB_ERRORS, InvalidMessage, RemoteError, printabl
 #: What a graph may call, by module and name. Nothing here calls them: the scheduler passes their
 #: names on to the workers.
 ALLOWED_CALLS = {
-    ("cahlib.engine.job", "run_local_job"),
-    *(
-        ("cahlib.engine.worker", name)
-        for name in (
-            "run_remote_job",
-            "read_piece",
-            "write_piece",
-            "finish_file",
-            "has_file",
-            "remove_file",
-        )  # fmt: skip
-    ),
+    ("cahlib.engine.worker", name)
+    for name in (
+        "run_remote_job",
+        "read_piece",
+        "write_piece",
+        "finish_file",
+        "has_file",
+        "remove_file",
+    )
 }
 
 _TYPES = {("builtins", each.__name__): each for each in (bytes, bytearray, memoryview, bool)}

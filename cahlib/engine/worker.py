@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -59,13 +59,14 @@ def _run(
     job: tuple[str, Callable[..., Any], tuple[Any, ...], float], context: JobContext
 ) -> wire.JobResult:
     """Run a job, and return where its files are, or which input files are missing."""
-    host = get_address_host(get_worker().address)
+    worker = get_worker()
+    host = get_address_host(worker.address)
     if missing := tuple(n for n, each in enumerate(context.files) if not _has_input(each, context)):
         return wire.JobResult(missing=missing, host=host)
     map_paths({each.path: each.path_in(context.folder) for each in context.files})
     require_healthy()
     with quarantined():
-        result = job_result(run_guarded(*job))
+        result = job_result(run_guarded(*job, partial(worker.log_event, wire.PROGRESS_TOPIC)))
         if not (parcel := result.parcel):
             return result
         manifest = _offer_file(parcel.path.with_suffix(".json"), "", context.staging)

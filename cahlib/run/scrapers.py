@@ -23,6 +23,8 @@ from cahlib.core.retry_shards import parse_retry
 from cahlib.core.run_directory import RunDirectory
 from cahlib.core.settings import Checked, settings_of
 from cahlib.core.table_rows import parse_rows_url
+from cahlib.engine.fork_server import ForkServer
+from cahlib.engine.local import local_engine, start_server
 from cahlib.engine.protocol import Engine as Engine
 
 if TYPE_CHECKING:
@@ -41,6 +43,9 @@ _WORKERS = 20.0
 _DRAIN = 120.0
 
 
+#: What jobs of this machine import: all of it before the first one.
+_IMPORTED = ("cahlib.run.scrape",)
+
 #: An engine, and the folder in which its jobs write their parcels.
 OpenedEngine: TypeAlias = AbstractContextManager[tuple[Engine, Path]]
 
@@ -51,6 +56,36 @@ class EngineFactory(Protocol):
     def __call__(
         self, job: Job, *, stop: threading.Event, swarm_status: SwarmStatus
     ) -> OpenedEngine: ...
+
+
+@contextmanager
+def scraper_server(job: Job) -> Iterator[ForkServer | None]:
+    """Start what the scrapers of this machine are forked from; None if a job has no such.
+
+    It imports what they need, which takes a second: of the run's own imports, if it begins first.
+    """
+    if job.place.has_servers or job.place.engine:
+        yield None
+        return
+    server = start_server(_IMPORTED)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@contextmanager
+def open_local_scrapers(
+    job: Job,
+    *,
+    stop: threading.Event,
+    swarm_status: SwarmStatus | None = None,
+    server: ForkServer | None,
+) -> Iterator[tuple[Engine, Path]]:
+    """Provide what `open_scrapers` does for a job that scrapes on this machine, by a server."""
+    assert server
+    with local_engine(job.place.scrapers, server) as engine:
+        yield engine, RunDirectory(job.output.folder).parcels
 
 
 @contextmanager
@@ -71,10 +106,11 @@ def open_scrapers(
     """
     place, home = job.place, RunDirectory(job.output.folder).parcels
     if not (place.has_servers or place.engine):
-        from cahlib.engine.local import local_engine  # imports Dask, which `plan` does not need
-
-        with local_engine(place.scrapers) as engine:
-            yield engine, home
+        with (
+            scraper_server(job) as server,
+            open_local_scrapers(job, stop=stop, server=server) as opened,
+        ):
+            yield opened
         return
     check_engine_settings(job)
     if place.engine:

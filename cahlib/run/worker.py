@@ -20,13 +20,14 @@ from cahlib.core.records import Shard, Stage, Stats
 from cahlib.core.requirements import require_contact
 from cahlib.core.run_directory import RunDirectory
 from cahlib.crawl.tables.slices import Slices
-from cahlib.engine import local
+from cahlib.engine.protocol import Engine
 from cahlib.ledger.remote import RemoteLedger
 from cahlib.parcel import parcel as parcels
 from cahlib.parcel import storage
 from cahlib.run.failures import FailureHandler
 from cahlib.run.open_run import open_run_directory
 from cahlib.run.scrape import scrape_and_upload
+from cahlib.run.scrapers import open_local_scrapers, scraper_server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,8 @@ class _WorkerRun:
     def run(self, listener: Listener, tick: float) -> WorkerResult:
         parcels.remove_leftovers(self._folder, self._ledger.in_state("done"))
         with (
-            local.local_engine(self._job.place.scrapers) as scrapers,
+            scraper_server(self._job) as server,
+            open_local_scrapers(self._job, stop=self._stop, server=server) as (scrapers, _),
             report_progress(
                 partial(self._snapshot, scrapers, RateMeter()),
                 listener,
@@ -102,7 +104,7 @@ class _WorkerRun:
         left = self._stop.is_set() and self._ledger.has_more()
         return WorkerResult(parcels=self._delivered, stopped=left)
 
-    def _submit(self, scrapers: local.LocalEngine, shard: Shard) -> None:
+    def _submit(self, scrapers: Engine, shard: Shard) -> None:
         if not (crawl := self._slices.cut(shard, self._job.crawl, self._failures.failed)):
             return
         self._leased[shard.id] = shard
@@ -126,7 +128,7 @@ class _WorkerRun:
             self._failures.failed(shard, result, slots=slots)
 
     def _snapshot(
-        self, scrapers: local.LocalEngine, speed: RateMeter, elapsed: float, finished: bool
+        self, scrapers: Engine, speed: RateMeter, elapsed: float, finished: bool
     ) -> Snapshot:
         told = scrapers.reports()
         stats = sum(map(Stats.from_dict, told), self._stats)

@@ -191,10 +191,10 @@ def test_what_judges_nothing_starts_without_torch(whole, undisturbed, tmp_path):
 
 
 def workers(process) -> list[psutil.Process]:
-    """The scraping processes of a run."""
+    """The scraping processes of a run, and what they are forked from."""
     with suppress(psutil.NoSuchProcess):
         children = psutil.Process(process.pid).children(recursive=True)
-        return [each for each in children if "spawn_main" in " ".join(each.cmdline())]
+        return [each for each in children if "fork_server" in " ".join(each.cmdline())]
     return []
 
 

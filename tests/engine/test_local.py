@@ -4,20 +4,17 @@ These tests earn their seconds: only real processes can be killed.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
-import threading
-from contextlib import suppress
 
-import dask
 import psutil
 import pytest
 
 from cahlib.core.errors import MachineFault, RunError, ShardError
-from cahlib.engine import local, wire
+from cahlib.engine import fork_server
 from tests.world import command, jobs
-from tests.world.races import shaken, together
 
 
 def take(scrapers, count):
@@ -28,7 +25,7 @@ def take(scrapers, count):
 
 @pytest.fixture(scope="module")
 def scrapers():
-    with local.local_engine(2) as scrapers:
+    with jobs.local_engine(2) as scrapers:
         yield scrapers
 
 
@@ -63,39 +60,43 @@ def test_a_job_whose_worker_is_killed_is_done_by_another(scrapers, tmp_path):
     assert take(scrapers, 1) == {"victim": "done"}
 
 
-def test_scrapers_that_are_killed_while_they_start_end_the_run_with_a_sentence():
-    """As the kernel does where memory is short; a fork would have started before it is found."""
-    ended = threading.Event()
+def test_scrapers_that_are_killed_while_they_start_end_the_run_with_a_sentence(monkeypatch):
+    """As the kernel does where memory is short."""
+    monkeypatch.setattr(
+        fork_server, "_SERVE", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with jobs.local_engine(1) as scrapers:
+        scrapers.submit("five", jobs.double, 5, limit=jobs.LIMIT)
+        error = take(scrapers, 1)["five"]
+    assert isinstance(error, RunError)
+    assert re.search("could not be started .* run the same command again", str(error))
 
-    def kill():
-        while not ended.wait(0.01):
-            for each in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error):
-                    if "spawn_main" in " ".join(each.cmdline()):
-                        each.kill()
 
-    killer = threading.Thread(target=kill)
-    killer.start()
+def has_ended(pid):
     try:
-        with (
-            dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),
-            pytest.raises(RunError, match="could not be started .* run the same command again"),
-            local.local_engine(1),
-        ):
-            raise AssertionError("they have started")
-    finally:
-        ended.set()
-        killer.join()
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # nobody may wait for it
+    except psutil.NoSuchProcess:
+        return True
 
 
-def test_a_job_that_costs_three_workers_is_given_up(tmp_path):
-    with local.local_engine(
-        3
-    ) as scrapers:  # one for each death: Dask loses who dies while it starts
-        scrapers.submit("killer", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
-        for start in "123":
-            os.kill(jobs.wait_for(tmp_path / start), signal.SIGKILL)
-        error = take(scrapers, 1)["killer"]
+def test_scrapers_go_on_and_end_where_what_they_are_forked_from_is_killed(tmp_path):
+    with jobs.local_engine(2) as scrapers:
+        scrapers.submit("busy", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
+        pid = jobs.wait_for(tmp_path / "1")
+        scrapers._server._process.kill()
+        scrapers.submit("killer", jobs.end, limit=jobs.LIMIT)
+        key, error = scrapers.take(timeout=jobs.LIMIT)
+        assert key == "killer" and isinstance(error, ShardError)
+        scrapers.submit("five", jobs.double, 5, limit=jobs.LIMIT)
+        assert scrapers.take(timeout=jobs.LIMIT) == ("five", 10)
+    jobs.until(lambda: has_ended(pid))
+
+
+def test_a_job_that_costs_three_workers_is_given_up(scrapers, tmp_path):
+    scrapers.submit("killer", jobs.note_and_wait, tmp_path, limit=jobs.LIMIT)
+    for start in "123":
+        os.kill(jobs.wait_for(tmp_path / start), signal.SIGKILL)
+    error = take(scrapers, 1)["killer"]
     assert isinstance(error, ShardError) and "died on it repeatedly" in str(error)
 
 
@@ -109,12 +110,11 @@ def test_a_running_job_is_heard(scrapers, tmp_path):
 
 USED = """
 import signal, threading
-from cahlib.engine import local
 from tests.world import jobs
 
 heard = threading.Event()
 signal.signal(signal.SIGINT, lambda *_: heard.set())
-with local.local_engine(1) as scrapers:
+with jobs.local_engine(1) as scrapers:
     scrapers.submit("five", jobs.double, 5, limit=jobs.LIMIT)
     while not (taken := scrapers.take(timeout=1)):
         pass
@@ -134,28 +134,8 @@ def test_ctrl_c_is_for_the_run_also_while_the_scrapers_start():
         main = psutil.Process(running.pid)
 
         def starting():
-            return any("spawn_main" in " ".join(each.cmdline()) for each in main.children())
+            return any("fork_server" in " ".join(each.cmdline()) for each in main.children())
 
         jobs.until(lambda: running.poll() is not None or starting())
         command.press_ctrl_c(running)
         assert running.communicate() == ("('five', 10) True\n", "")
-
-
-def test_a_report_that_comes_while_its_job_is_taken_is_not_counted_for_ever(scrapers):
-    ended = threading.Event()
-
-    def work():
-        try:
-            for _ in range(20):
-                scrapers.submit("same", jobs.double, 1, limit=10)
-                take(scrapers, 1)
-        finally:
-            ended.set()
-
-    def report():  # as Dask's thread does with what a worker has sent
-        while not ended.is_set():
-            scrapers._on_report((0.0, wire.encode_report("same", {"images": 1})))
-
-    with shaken(local):
-        together(work, report)
-    assert scrapers.reports() == []

@@ -20,7 +20,7 @@ from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.shards import list_shards
 from cahlib.crawl.tables.slices import Slices
 from cahlib.crawl.wat import read_pages
-from cahlib.engine import local, wire
+from cahlib.engine import wire
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import remote_engine
 from cahlib.parcel import parcel as parcels
@@ -81,7 +81,7 @@ def test_a_scrape_over_the_swarm_equals_one_on_this_machine(swarm, scrapers, tmp
             given = (shard.id, scrape, shard, crawl, job.download)
             supplied.submit(*given, scrapers.folder, limit=jobs.LIMIT)
         far = take(scrapers, len(todo))
-        with local.local_engine(1) as here:
+        with jobs.local_engine(1) as here:
             for shard, crawl in settings.items():
                 given = (shard.id, scrape, shard, crawl, job.download)
                 here.submit(*given, tmp_path / "near", limit=jobs.LIMIT)

@@ -107,7 +107,7 @@ class Watch:
 
 
 def _kind(process: psutil.Process) -> str:
-    return "scraper" if "spawn_main" in " ".join(process.cmdline()) else "helper"
+    return "scraper" if "fork_server" in " ".join(process.cmdline()) else "helper"
 
 
 def soak(seconds: float, seed: int) -> bool:

@@ -104,8 +104,8 @@ def kill(process: Any) -> None:
 def kill_scraper(process: Any) -> None:
     """End one of its scrapers."""
     with suppress(psutil.Error):
-        for each in psutil.Process(process.pid).children(recursive=True):
-            if "spawn_main" in " ".join(each.cmdline()):
+        for each in reversed(psutil.Process(process.pid).children(recursive=True)):
+            if "fork_server" in " ".join(each.cmdline()):
                 each.kill()
                 return
 

@@ -14,7 +14,6 @@ from cahlib.core.config import replace_settings
 from cahlib.core.records import DropReason
 from cahlib.crawl.shards import list_shards
 from cahlib.demo import world
-from cahlib.engine import local
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import remote_engine
 from cahlib.parcel import parcel as parcels
@@ -180,7 +179,7 @@ def test_a_machine_that_loses_its_power_costs_no_shard(running, logins, scrapers
         install.restart_service(logins[0])
         running.all["beta"].off()
         far = dict(scrapers.take(timeout=jobs.LIMIT) for _ in todo)
-        with local.local_engine(1) as here:
+        with jobs.local_engine(1) as here:
             for shard in todo:
                 here.submit(shard.id, scrape, shard, *settings, tmp_path / "near", limit=60)
             near = dict(here.take(timeout=jobs.LIMIT) for _ in todo)

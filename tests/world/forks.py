@@ -83,16 +83,6 @@ class Process:
         self.send_signal(signal.SIGTERM)
 
 
-def scrape() -> None:
-    """Let the scrapers that Dask starts for this very process be forks, too."""
-    import dask
-    from distributed import utils
-
-    _context()
-    utils._forkserver_preload_set = True  # else it would load what it likes
-    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
-
-
 def start(
     line: Sequence[str],
     *,

@@ -3,8 +3,10 @@
 import ctypes
 import errno
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import cahlib
 from cahlib.core.errors import ShardError
 from cahlib.core.path_map import local_path
 from cahlib.core.records import Parcel, Shard, Stage, Stats
+from cahlib.engine import local
 from cahlib.parcel.tar import TarWriter
 
 #: Seconds after which what was awaited will not come: it only ends what hangs, however busy the
@@ -36,6 +39,16 @@ def wait_for(path: Path) -> int:
     return int(path.read_text())
 
 
+@contextmanager
+def local_engine(workers: int) -> Iterator[local.LocalEngine]:
+    """An engine of so many processes on this machine."""
+    with (
+        closing(local.start_server([__name__])) as server,
+        local.local_engine(workers, server) as engine,
+    ):
+        yield engine
+
+
 def double(number: int, *, limit: float, report: Callable[[object], None]) -> int:
     return 2 * number
 
@@ -47,6 +60,11 @@ def fail(message: str, *, limit: float, report: Callable[[object], None]) -> Non
 def touch_and_fail(path: Path, *, limit: float, report: Callable[[object], None]) -> None:
     path.touch()
     raise ShardError(path.name)
+
+
+def end(*, limit: float, report: Callable[[object], None]) -> None:
+    """End this process, as the kernel does where memory is short."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def exhaust(*, limit: float, report: Callable[[object], None]) -> None:
