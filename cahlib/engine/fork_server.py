@@ -65,13 +65,17 @@ class ForkServer:
         with self._lock:
             if self._closed:
                 raise BrokenPipeError("the fork server is closed")
-            if self._process.poll() is not None:  # e.g. the kernel killed it for its memory
-                self._control.close()
-                self._start()
             self._has_forked = True
             ours, theirs = Pipe()
             with theirs:
-                socket.send_fds(self._control, [b"fork"], [theirs.fileno()])
+                try:
+                    socket.send_fds(self._control, [b"fork"], [theirs.fileno()])
+                except OSError:  # e.g. the kernel has killed it, for its memory
+                    self._control.close()
+                    self._process.kill()
+                    self._process.wait()
+                    self._start()
+                    socket.send_fds(self._control, [b"fork"], [theirs.fileno()])
             return ours
 
     def close(self) -> None:

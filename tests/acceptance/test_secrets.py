@@ -119,11 +119,13 @@ def test_what_a_run_starts_inherits_no_token(monkeypatch, tmp_path):
         monkeypatch.setenv(name, PLANTED[name])
     monkeypatch.setenv("HCLOUD_ENDPOINT", "http://127.0.0.1:9/v1")
 
-    def follow(chosen, job, tokens, watchdog):
-        seen.append((tokens, watchdog, *map(os.environ.get, given)))
-        return 0
+    def scraping(secrets, server):
+        inherited = psutil.Process(server._process.pid).environ()
+        seen.append((*secrets.values(), *map(os.environ.get, given)))
+        assert not inherited.keys() & {*given}
 
-    monkeypatch.setattr(cli, "_follow", follow)
+    monkeypatch.setattr(cli, "_scraping", scraping)
+    monkeypatch.setattr(cli, "_follow", lambda chosen, job, scraping: 0)
     crawl = small.write(tmp_path / "crawl", files=1, links=1)
     assert cli.main(["run", "--crawl", str(crawl), "--contact", "tests@example.org"]) == 0
     assert seen == [(*(PLANTED[name] for name in given), "", "")]
