@@ -35,9 +35,9 @@ class Connectivity:
 
     A failure shows that its host is down only if the network worked afterwards, so it waits for
     *proof*: the answer to a request sent later. If requests are in flight and no host has answered
-    for ``quiet`` seconds, or a failure has waited that long, a *probe* decides: hosts that answered
-    before are contacted again. At the end of a shard only dead hosts are left, and their silence
-    means nothing.
+    for ``quiet`` seconds, or a failure has waited that long or is all there is, a *probe* decides:
+    hosts that answered before are contacted again. At the end of a shard only dead hosts are left,
+    and their silence means nothing.
     """
 
     def __init__(self, quiet: float, now: float) -> None:
@@ -88,6 +88,8 @@ class Connectivity:
     def should_probe(self, now: float) -> bool:
         """Return whether a probe is due."""
         if self.offline or now - self._waiting >= self._quiet:
+            return True
+        if not self._busy and self._waiting < inf:  # nothing else can prove anything
             return True
         return self._busy > 0 and now - max(self._last_answer, self._busy_since) >= self._quiet
 

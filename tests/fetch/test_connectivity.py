@@ -32,6 +32,17 @@ def test_a_failure_is_the_hosts_once_a_later_request_is_answered():
     assert not known.should_probe(11.1)
 
 
+def test_a_failure_that_no_request_can_prove_is_probed_at_once():
+    known = state(asked=1)
+    known.request_ended()
+    assert not known.should_probe(2.0)
+    assert known.no_answer_cause(0.0, 2.0, at_once=False) is None
+    assert known.should_probe(2.0)
+    known.record_probe(2.1, 2.2, answered=True)
+    assert known.no_answer_cause(0.0, 2.0, at_once=False) is NoAnswerCause.HOST_DEAD
+    assert not known.should_probe(2.3)
+
+
 def test_what_failed_at_once_is_worth_another_request():
     known = state()
     known.record_answer(5.0, 5.1)
