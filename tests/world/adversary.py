@@ -6,6 +6,7 @@ mounted by `tests.benchmarks.bench_adversary`.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import itertools
@@ -20,6 +21,7 @@ from PIL import Image as Pillow
 
 from cahlib.core.records import DropReason
 from cahlib.demo import wat
+from tests.world import bombs
 from tests.world import web as w
 from tests.world.names import Addresses
 from tests.world.pictures import picture
@@ -141,7 +143,7 @@ def _redirects() -> Iterator[Attack]:
 def _servers() -> Iterator[Attack]:
     """Servers that stall, flood, and lie about what they send."""
     head = w.head(200, ("Content-Type", "image/jpeg"))
-    bomb = gzip.compress(bytes(50_000_000))
+    bomb = bombs.gzipped(50)
     slow: dict[str, w.Behaviour] = {
         "silence": w.silent,
         "a dripping head": w.drip(b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n", pause=0.2),
@@ -210,7 +212,7 @@ def _owners() -> Iterator[Attack]:
         yield Attack(name=name, serves=behaviour, beside=beside, reason=reason, **many)
     endless = w.drip(w.head(200), b"User-agent: *\nAllow: /\n" * 3000, pause=0)
     rules = b"User-agent: *\n" + b"Disallow: /*a*a*a*a*b$\n" * 20_000
-    packed = gzip.compress(b"#" * 200_000_000, 1)
+    packed = bombs.gzipped(200, b"#")
     for name, robots in (
         ("endless robots", endless),
         ("robots with wild rules", w.body(rules)),
@@ -267,14 +269,14 @@ def _said(format: str, **options: object) -> bytes:
 def _files() -> Iterator[Attack]:
     """Files that are no picture, or more than one, or try the decoder."""
     true = zlib.compress((b"\0" + bytes(range(256)) * 2) * 100)
-    swelling = _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(30_000_000)))
-    profile = _chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(30_000_000)))
+    swelling = _chunk(b"zTXt", b"Comment\0\0" + bombs.zeros(30))
+    profile = _chunk(b"iCCP", b"x\0\0" + bombs.zeros(30))
     good_png = picture("PNG")
     loop = b"MM\0*\0\0\0\x08\0\x02" + struct.pack(">HHII", 0x8769, 4, 1, 8) * 2 + b"\0\0\0\x08"
     shapes: dict[str, tuple[bytes, DropReason | None]] = {
         "png of 900 million pixels": (_png(30_000, 30_000, true) + bytes(9000),
                                       DropReason.TOO_MANY_PIXELS),
-        "png that swells": (_png(100, 100, zlib.compress(bytes(500_000_000), 9)), None),
+        "png that swells": (_png(100, 100, bombs.zeros(500)), None),
         "png with a text that swells": (good_png[:33] + swelling + good_png[33:], None),
         "png with a profile that swells": (good_png[:33] + profile + good_png[33:], None),
         "jpeg of 60000 squared": (_claimed("JPEG"), DropReason.TOO_MANY_PIXELS),
@@ -338,6 +340,7 @@ class Rotten:
     reason: DropReason | None  #: None: a page
 
 
+@functools.cache
 def rotten() -> list[Rotten]:
     """All of them."""
     html = b'{"Envelope":{"Payload-Metadata":{"HTTP-Response-Metadata":{"HTML-Metadata":%s}}}}'
@@ -356,8 +359,7 @@ def rotten() -> list[Rotten]:
         Rotten("keys twice", page(b'{"Links":[],"Links":[%s],"Links":7}' % link), None),
         Rotten("wrong types", page(b'{"Links":{"IMG@/src":[1,null]},"Head":[3]}'), None),
         Rotten("no JSON", page(b"IMG@ \xff\xfe{{{"), DropReason.BROKEN_RECORD),
-        Rotten("a bomb", gzip.compress(b"WARC/1.0\r\n" + bytes(300_000_000)),
-               DropReason.BROKEN_MEMBER),
+        Rotten("a bomb", bombs.gzipped(300, b"WARC/1.0\r\n"), DropReason.BROKEN_MEMBER),
         Rotten("a length of nonsense", gzip.compress(
             b"WARC/1.0\r\nContent-Length: -5\r\n\r\n{}\r\n\r\n"), DropReason.BROKEN_RECORD),
     ]  # fmt: skip
