@@ -14,7 +14,7 @@ from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifests
 from cahlib.dataset.storage.upload import upload_shards
 from cahlib.ledger.local import LocalLedger
-from cahlib.run.pipeline import run
+from cahlib.run import pipeline
 from tests.world import command, small
 from tests.world.damages import (
     DAMAGES,
@@ -29,6 +29,11 @@ from tests.world.damages import (
 )
 
 pytestmark = pytest.mark.timeout(120)
+
+
+def run(job):
+    """Run a job without starting a process; datasets do not depend on who scraped."""
+    return pipeline.run(job, scraping=small.scraping)
 
 
 @pytest.fixture(scope="module")
