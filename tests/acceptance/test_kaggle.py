@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from threading import Event
@@ -25,7 +24,7 @@ from cahlib.demo import world
 from cahlib.demo.web import Answer
 from tests.acceptance.test_demo import rows
 from tests.world import cloud as clouds
-from tests.world import command, forks, hosts, jobs, kaggle, small
+from tests.world import command, forks, hosts, jobs, kaggle, small, zygote
 from tests.world.crawl import NAME
 
 TOKEN = "hcloud-token-of-ada"
@@ -120,7 +119,7 @@ def launched(tmp_path, job, *, cell=_RUN, **more) -> subprocess.Popen:
     return subprocess.Popen(
         ["bash", command.ROOT / "kaggle.sh"],
         env={
-            **os.environ, "PYTHONPATH": str(command.ROOT), "CAH_PYTHON": sys.executable,
+            **os.environ, "PYTHONPATH": str(command.ROOT), "CAH_PYTHON": zygote.interpreter(),
             **kaggle.CRAWLS, "KAGGLE_API_ENVIRONMENT": "TEST", "KAGGLE_API_TOKEN": kaggle.TOKEN,
             "CAH_KAGGLE_NOTEBOOK": str(notebook), "CAH_KAGGLE_PAUSE": "0.1", **told, **more,
         },

@@ -4,7 +4,6 @@ import os
 import pty
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from cahlib.swarm import hetzner
 from cahlib.swarm.planner import ServerLimits, plan_servers
 from tests.world import cloud as clouds
-from tests.world import forks, kaggle
+from tests.world import forks, kaggle, zygote
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "kaggle.sh"
@@ -48,7 +47,7 @@ def environment(tmp_path, monkeypatch):
         **os.environ,
         **kaggle.CRAWLS,
         "PYTHONPATH": str(ROOT),
-        "CAH_PYTHON": sys.executable,
+        "CAH_PYTHON": zygote.interpreter(),
         "KAGGLE_API_ENVIRONMENT": "TEST",
         "KAGGLE_API_TOKEN": kaggle.TOKEN,
         "CAH_NICKNAME": "ada",
