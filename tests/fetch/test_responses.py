@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cahlib.core.records import DropReason, Evidence
 from cahlib.fetch.resolver import NetworkConfig, NoAddressError
+from tests.world import bombs
 from tests.world import web as w
 from tests.world.fetched import fetched, lost
 from tests.world.pictures import picture
@@ -66,7 +67,7 @@ TROUBLE = {
         DropReason.BAD_HTTP,
     ),
     "bomb": (
-        w.body(gzip.compress(JPEG + bytes(50_000_000)), ("Content-Encoding", "gzip")),
+        w.body(bombs.gzipped(50, JPEG), ("Content-Encoding", "gzip")),
         DropReason.TOO_MANY_BYTES,
     ),
     "bomb of brotli": (

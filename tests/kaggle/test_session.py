@@ -5,6 +5,7 @@ The servers are only listed, for nothing runs on them here; tests/acceptance has
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,21 @@ from cahlib.kaggle.session import (
     check_session,
     describe_interruption,
 )
+from cahlib.swarm import wheel
 from tests.world import cloud as clouds
 from tests.world import kaggle
 from tests.world.kaggle_sessions import HCLOUD, OUTPUTS, Launch
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return wheel.build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(autouse=True)
+def _one_wheel(built, monkeypatch):
+    """Build the wheel once: it is the same for each launch."""
+    monkeypatch.setattr(wheel, "build_wheel", lambda folder: shutil.copy(built, folder))
 
 
 @pytest.fixture

@@ -31,15 +31,16 @@ PYTHON = sys.executable
 #: A Python that is a fork (`tests.world.zygote`), where there is one; what forks start are forks.
 interpreter = PYTHON
 
-#: What commands import when they need it.
+#: What commands import when they need it, and what all of the tests' own processes do.
 _LOADED = (
-    "alembic.command", "cahlib.commands.check_dataset", "cahlib.dataset.maintain.verify",
-    "cahlib.dataset.show.report", "cahlib.dataset.write.shard_writer", "cahlib.demo.world",
-    "cahlib.kaggle.servers", "cahlib.kaggle.session", "cahlib.model.clip",
-    "cahlib.model.model_source", "cahlib.run.pipeline", "cahlib.run.scrapers",
-    "cahlib.swarm.lifecycle", "cahlib.engine.local", "cahlib.swarm.hetzner", "cahlib.tracker.app",
-    "cahlib.run.worker",
-    "ipykernel.kernelapp", "ipywidgets", "nbconvert.nbconvertapp", "pyarrow.parquet", "uvicorn",
+    "alembic.command", "cahlib.browse.app", "cahlib.commands.check_dataset",
+    "cahlib.dataset.maintain.verify", "cahlib.dataset.show.report",
+    "cahlib.dataset.write.shard_writer", "cahlib.demo.world", "cahlib.kaggle.servers",
+    "cahlib.kaggle.session", "cahlib.model.clip", "cahlib.model.model_source",
+    "cahlib.run.pipeline", "cahlib.run.scrapers", "cahlib.swarm.lifecycle", "cahlib.engine.local",
+    "cahlib.swarm.hetzner", "cahlib.tracker.app", "cahlib.run.worker", "ipykernel.kernelapp",
+    "ipywidgets", "nbconvert.nbconvertapp", "pandas", "pyarrow.parquet", "s3fs", "uvicorn",
+    "webdataset",
 )  # fmt: skip
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
-from tests.world import notebooks
+from tests.world import notebooks, zygote
 from tests.world.jobs import until
 from tests.world.ports import free_port
 
@@ -48,7 +47,7 @@ def serve(folder: Path, *, classic: Path | None = None, **environment: str) -> I
     with open(folder / "lab.log", "w") as log:
         process = subprocess.Popen(
             [
-                classic or sys.executable,
+                classic or zygote.interpreter(),
                 *(_CLASSIC if classic else _LAB).split(),
                 *_COMMON.split(),
                 f"--port={port}",
