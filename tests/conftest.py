@@ -78,10 +78,10 @@ def pytest_xdist_setupnodes(config, specs):
         return
     folder = Path(tempfile.mkdtemp(prefix="zygote-"))
     config.add_cleanup(functools.partial(shutil.rmtree, folder))
-    made = zygote.Zygote(folder)
-    config.add_cleanup(made.close)
+    for each in zygote.start(folder):
+        config.add_cleanup(each.close)
     for spec in specs:
-        spec.python = str(made.interpreter)
+        spec.python = str(folder / "python")
 
 
 def pytest_collection(session):

@@ -76,6 +76,7 @@ def names(cloud):
 
 
 def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_path, capsys):
+    cloud.hosts.real = True
     shown = awake.build()
     files = files_of_this_machine(shown, tmp_path)
     with shown.serve(host=cloud.hosts.address) as web:
@@ -103,7 +104,9 @@ def test_a_swarm_makes_the_dataset_of_one_machine_and_leaves_nothing(cloud, tmp_
 
 def test_servers_can_be_brought_up_before_a_run_which_takes_them_over(cloud, tmp_path):
     output = ("--output", tmp_path / "dataset")
-    made = json.loads(cah(cloud, "swarm", "up", 2, *output, "--json").stdout)
+    ran = cah(cloud, "swarm", "up", 2, *output, "--json")
+    assert ran.returncode == 0, ran.stderr
+    made = json.loads(ran.stdout)
     assert sorted(made) == command.json_keys("swarm up")
     first, second = (name for name in names(cloud) if name != "stranger")
     assert {each["name"] for each in made["nodes"]} == {first, second}

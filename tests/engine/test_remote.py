@@ -42,7 +42,7 @@ def swarm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("swarm")
     keys = SwarmKeys(folder / "keys")
     package = install.make_package(folder / "wheel")
-    with hosts.Hosts(folder, pip=True) as machines:
+    with hosts.Hosts(folder) as machines:
         for name in ("alpha", "beta"):
             machines.boot(name, user_data(keys, name))
         swarm = Swarm(machines, keys, package)

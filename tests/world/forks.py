@@ -42,6 +42,20 @@ _LOADED = (
     "ipywidgets", "nbconvert.nbconvertapp", "pandas", "pyarrow.parquet", "s3fs", "uvicorn",
     "webdataset",
 )  # fmt: skip
+#: What Dask's processes on a node import, and cahlib there.
+_LOADED_ON_NODES = (
+    "ada_url", "aiodns", "aiohttp", "brotli", "cryptography.x509", "cykooz_resizer",
+    "distributed.cli.dask_scheduler", "distributed.cli.dask_worker",
+    "distributed.diagnostics.websocket", "distributed.http.health",
+    "distributed.http.scheduler.info", "distributed.http.scheduler.json",
+    "distributed.http.scheduler.missing_bokeh", "distributed.http.scheduler.prometheus.core",
+    "distributed.http.statics", "distributed.http.worker.prometheus.core", "faulthandler",
+    "fsspec.implementations.local", "ftfy", "isal.isal_zlib", "msgspec",
+    "multiprocessing.resource_tracker", "multiprocessing.synchronize", "numpy.random",
+    "numpy.typing", "PIL.ImageCms", "PIL.ImageSequence", "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin", "PIL.WebPImagePlugin", "prometheus_client", "publicsuffixlist", "pycld2",
+    "rbloom", "regex", "simplejpeg", "tarfile", "tornado.platform.asyncio", "yarl",
+)  # fmt: skip
 
 
 class Process:
@@ -163,8 +177,11 @@ def become(line: list[str], env: dict[str, str], cwd: str, blocked: Sequence[int
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    multiprocessing.process.ORIGINAL_DIR = cwd  # type: ignore[attr-defined]  # "" of what it starts
     sys.executable = interpreter
     multiprocessing.set_executable(interpreter)
+    if settings := env.get("DASK_CONFIG"):
+        importlib.import_module("dask.config").refresh(paths=[settings])
     paths = env.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = ["", *(path for path in paths if path not in sys.path)]
     try:
@@ -182,14 +199,25 @@ def become(line: list[str], env: dict[str, str], cwd: str, blocked: Sequence[int
 
 def load() -> None:
     """Import what forks need; there must be no thread but this."""
-    gc.disable()
+    from cahlib.core.own_process import uncollected
+
     handler = logging.NullHandler()  # as a command has one by then; else Dask logs by its own
     logging.getLogger().addHandler(handler)
-    for module in _LOADED:
-        importlib.import_module(module)
+    with uncollected():  # a fork that looked through all of it would copy all of it
+        _import(_LOADED)
     logging.getLogger().removeHandler(handler)
-    gc.freeze()  # a fork that looked through all of it would copy all of it
-    gc.enable()
+
+
+def load_node() -> None:
+    """Import what forks need that are Dask's processes on a node, but for cahlib itself."""
+    _import(_LOADED_ON_NODES)
+    gc.freeze()
+    assert "cahlib" not in sys.modules, "a node has what was brought there"
+
+
+def _import(modules: Sequence[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
     # pyarrow's jemalloc has one of its own, which it starts anew in a fork
     threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
     assert len(threads - {"jemalloc_bg_thd"}) == 1, "in a fork no other thread goes on"

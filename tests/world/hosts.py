@@ -2,8 +2,9 @@
 
 A host is a network namespace on a bridge, with Debian's sshd in it and a /home/crawl of its own.
 What cloud-init would do at the first boot is done here from the same user-data: files, keys, user.
-A `systemctl` of a few lines stands in for systemd: it runs a unit's ExecStart again and again; and
-one of as many for pip, where a test is not about it.
+A `systemctl` of a few lines stands in for systemd: it runs a unit's ExecStart again and again; and,
+but where a test is about it, one of as many for pip, and forks for Dask's processes, which else
+take a second of processor each to import what they need.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import venv
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -144,7 +146,7 @@ class Hosts:
     folder: Path
     net: int = 0  #: which of the subnets, the first one that no other test has
     dark: bool = False  #: whether machines come without a cable from now on
-    pip: bool = False  #: whether machines have pip itself
+    real: bool = False  #: whether machines have pip itself, and no forks
     all: dict[str, Host] = field(default_factory=dict)
     _count: int = 0
 
@@ -190,10 +192,11 @@ class Hosts:
         )
         self.all[name] = host
         _prepare(host, json.loads(user_data.partition("\n")[2]))
-        if not self.pip:
+        if not self.real:
             _site(host.home / "venv").joinpath("pip.py").write_text(
                 _UNPACK.replace("@SHARED@", _shared())
             )
+            zygote.become_node(host.home / "venv", Path("/home/crawl/venv"))
         _ip("netns", "add", host.space)
         _ip("link", "add", f"cah{number}", "type", "veth", "peer", "eth0", "netns", host.space)
         _ip("link", "set", f"cah{number}", "master", self.bridge)
@@ -300,12 +303,12 @@ def _prepare(host: Host, told: dict) -> None:
 
 def _venv(folder: Path) -> None:
     """A venv that sees what the tests see, so that only the wheel itself has to be installed."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    venv.create(folder, symlinks=True)
     (_site(folder) / "tests.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
 
 
-def _site(venv: Path) -> Path:
-    return next((venv / "lib").glob("python*")) / "site-packages"
+def _site(folder: Path) -> Path:
+    return next((folder / "lib").glob("python*")) / "site-packages"
 
 
 @cache

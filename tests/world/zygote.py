@@ -5,6 +5,9 @@ it twice: itself, and in its fork server (`tests.world.forks`); so do runs that 
 kernels, and the scrapers of all of them. `Zygote` has it done once for all: its ``interpreter`` is
 an executable that takes the arguments of a Python, and is a fork of the zygote with the caller's
 files, environment and namespaces, to which it hands on the signals that it is sent.
+
+Another zygote has imported what Dask's processes on a node need beside cahlib: `become_node` makes
+those of a host its forks, which import the cahlib that was brought there.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ import os, signal, sys
 given = sys.argv[1:]
 while given[:1] in (["-B"], ["-u"]):
     del given[0]
-if given[:1] not in (["-c"], ["-m"]):
+if given[:1] not in (["-c"], ["-m"]) or not given[1].startswith({forked!r}):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 
 import json, socket
@@ -56,9 +59,10 @@ for name in os.listdir("/proc/self/fd"):
         pass
 spaces = [os.open("/proc/self/ns/" + name, os.O_RDONLY) for name in ("net", "mnt")]
 zygote = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-zygote.connect({path!r})
+zygote.connect({place!r})
 told = dict(
-    line=given, env=dict(os.environ), cwd=os.getcwd(), files=files, blocked=[*map(int, blocked)]
+    line=given, env=dict(os.environ), cwd=os.getcwd(), files=files, blocked=[*map(int, blocked)],
+    python={own!r}, sites={sites!r},
 )
 socket.send_fds(zygote, [json.dumps(told).encode()], [*spaces, *files])
 for number in (*spaces, *files):
@@ -77,20 +81,25 @@ os._exit(code)
 
 _SERVER = f"import sys, {__name__} as it; it.serve(int(sys.argv[1]), sys.argv[2])"
 
+#: What each zygote imports, by its name.
+_LOADS = {"cahlib": forks.load, "node": forks.load_node}
+#: How lines begin that are done on a host by forks: Dask's processes, and what these start.
+_ON_NODES = ("distributed.cli.", "from multiprocessing.")
+
 
 class Zygote:
     """A zygote that ends with this process, or when it is closed."""
 
-    def __init__(self, folder: Path) -> None:
-        place = str(folder / "zygote")
-        self.interpreter = folder / "python"
-        self.interpreter.write_text(_INTERPRETER.format(python=forks.PYTHON, path=place))
-        self.interpreter.chmod(0o700)
+    def __init__(self, folder: Path, name: str) -> None:
+        place = str(folder / name)
+        # as a node's, for what reads its settings when it is imported
+        settings = {"DASK_CONFIG": str(forks.ROOT / "cahlib/swarm/node")} if name == "node" else {}
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(place)
             listener.listen(64)
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SERVER, str(listener.fileno()), str(self.interpreter)],
+                [sys.executable, "-c", _SERVER, str(listener.fileno()), name],
+                env=os.environ | settings,
                 stdin=subprocess.PIPE,
                 cwd=forks.ROOT,
                 pass_fds=[listener.fileno()],
@@ -99,6 +108,33 @@ class Zygote:
     def close(self) -> None:
         """End it; its forks go on."""
         self._process.communicate()
+
+
+def start(folder: Path) -> list[Zygote]:
+    """Start both; the interpreter is the file "python" of the folder."""
+    _write(
+        folder / "python", own=str(folder / "python"), python=forks.PYTHON,
+        place=str(folder / "cahlib"), forked="", sites=[],
+    )  # fmt: skip
+    return [Zygote(folder, name) for name in _LOADS]
+
+
+def become_node(venv: Path, home: Path) -> None:
+    """Let the Python of a host's environment, which is at ``home`` there, be a fork for Dask."""
+    if interpreter() == forks.PYTHON:
+        return
+    (venv / "bin/python").rename(venv / "bin/own")
+    found = (home / each.relative_to(venv) for each in (venv / "lib").glob("python*/site-*"))
+    sites = [*map(str, found), str(forks.ROOT)]
+    _write(
+        venv / "bin/python", own=str(home / "bin/python"), python=str(home / "bin/own"),
+        place=str(Path(interpreter()).with_name("node")), forked=_ON_NODES, sites=sites,
+    )  # fmt: skip
+
+
+def _write(path: Path, **told: Any) -> None:
+    path.write_text(_INTERPRETER.format(**told))
+    path.chmod(0o700)
 
 
 @functools.cache
@@ -110,17 +146,18 @@ def interpreter() -> str:
     if forks.interpreter == forks.PYTHON and "coverage" not in sys.modules:
         folder = Path(tempfile.mkdtemp(prefix="zygote-"))
         atexit.register(shutil.rmtree, folder)
-        made = Zygote(folder)
-        atexit.register(made.close)
-        forks.interpreter = str(made.interpreter)
+        for each in start(folder):
+            atexit.register(each.close)
+        forks.interpreter = str(folder / "python")
     return forks.interpreter
 
 
-def serve(number: int, interpreter: str) -> None:
+def serve(number: int, name: str) -> None:
     """Fork for whoever connects to this listener, until standard input ends."""
-    forks.interpreter = interpreter
-    forks.load()
     listener = socket.socket(fileno=number)
+    if name == "node" and 0 in select.select([0, listener], [], [])[0]:
+        os._exit(0)  # not every session has hosts
+    _LOADS[name]()
     woken, wakes = os.pipe()
     for each in (woken, wakes):
         os.set_blocking(each, False)
@@ -177,6 +214,8 @@ def _be(told: dict[str, Any], given: list[int]) -> None:
         for number, target in zip(kept, told["files"], strict=True):
             os.dup2(number, target)
             os.close(number)
+        sys.path[:0] = told["sites"]
+        forks.interpreter = told["python"]
         forks.become(told["line"], told["env"], told["cwd"], told["blocked"])
         code = 0
     except SystemExit as exit:
