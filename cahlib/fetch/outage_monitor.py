@@ -97,7 +97,7 @@ class OutageMonitor:
                     answered = await self._send_probe()
                     self._notify()
                     if answered:  # at most this often, whatever fails
-                        await self._sleep(self._timings.quiet)
+                        await self._sleep(self._timings.quiet / 4)
                     elif before:
                         await self._sleep(self._timings.retry)
         finally:

@@ -141,7 +141,7 @@ class World:
                 was, probe = self.known.offline, None
                 self.known.record_probe(begun, end, answered=answered)
                 self.offline += [now] if self.known.offline and not was else []
-                rest = now + (QUIET if answered else 2.0 if was else 0.0)
+                rest = now + (STEP if answered else 2.0 if was else 0.0)
             if not probe and now >= rest and self.known.should_probe(now):
                 sent = [at for at in (now, now + 1) if self.up(at, at + 0.1)]
                 probe = (now, sent[0] + 0.1, True) if sent else (now, now + PROBE, False)
