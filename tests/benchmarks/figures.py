@@ -54,7 +54,8 @@ COMPARED = (
 ALL = (
     Row("wat", "100 MB of WAT to candidates, one core (`bench_wat`)",
         "{cpu:.1f} CPU s, {mib} MiB: languages, repair, refusals and hashes included",
-        "cc2dataset: {peer_cpu:.1f} CPU s, {peer_mib} MiB, links alone"),
+        "cc2dataset: {peer_cpu:.1f} CPU s, {peer_mib} MiB, links alone; the libraries that ours "
+        "inflates, parses and detects languages with: {floor:.1f}"),
     Row("links", "1,000,000 rows of a table cut into shards and read (`bench_links`)",
         "Parquet {parquet:,.0f}, JSON lines {jsonl:,.0f}, CSV.gz {csv_gz:,.0f} rows per CPU "
         "second, at most {mib:.0f} MiB"),
@@ -80,6 +81,11 @@ ALL = (
         "{peer_cpu:.1f} CPU s, {peer_rate:.0f} images/s, {peer_mib:.0f} MiB"),
     Row("judge", "scored by ViT-B/32 on the CPU (`bench_judge`)", "{rate:.1f} pairs/s",
         "clip-retrieval: {peer_rate:.1f} pairs/s"),
+    Row("beside", "what the GPU's machine does beside the model, an image: of originals, at "
+        "256 px, from thumbs (`bench_beside`)", 
+        "{originals:.1f}, {small:.1f} and {thumbs:.1f} CPU ms",
+        "decoding alone, by libjpeg-turbo: {originals_floor:.1f}, {small_floor:.1f} and "
+        "{thumbs_floor:.1f}"),
     Row("write", "images written, as a parcel and as a dataset (`bench_write`)",
         "{parcel:.0f} and {dataset:.0f} MB per CPU second; {strange:.0f} if each is hashed by its "
         "looks first", "SHA-256 and one write: {bare:.0f}"),

@@ -148,7 +148,7 @@ def test_a_member_full_of_magic_numbers_costs_little(wat):
     path = wat(page("http://a.com/0"), hostile, page("http://a.com/1"))
     start = time.process_time()
     found, stats = read(path)
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 60  # it takes 0.5
     assert [each.url for each in found] == ["http://a.com/0", "http://a.com/1"]
     assert set(stats.dropped) == {DropReason.BROKEN_MEMBER}
 
