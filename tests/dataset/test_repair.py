@@ -1,5 +1,7 @@
 """Whatever is damaged in a dataset is given up by a repair, and nothing else."""
 
+import os
+import shutil
 from dataclasses import replace
 from itertools import cycle
 
@@ -74,6 +76,15 @@ def flipped(data):
 DAMAGES = {"flipped": flipped, "cut": lambda data: data[:-1], "emptied": lambda data: b""}
 
 
+def broken(whole, folder, path, *, damage):
+    """Make a folder of links to all files but one, which is damaged, or is not there."""
+    shutil.copytree(whole, folder, copy_function=os.link)
+    data = (folder / path).read_bytes()
+    (folder / path).unlink()
+    if damage:
+        (folder / path).write_bytes(damage(data))
+
+
 def mended(place, sound, path):
     """See that a damaged file is found, and costs no more than its shard."""
     shard = next((each for each in SHARDS if each in path), None)
@@ -97,14 +108,12 @@ def mended(place, sound, path):
 def test_every_file_of_a_folder_can_be_mended(tmp_path, sound, turn, damage):
     """Each file of a shard in two of four ways, each kind of file in all."""
     of_shards = sorted(path for path in sound if any(shard in path for shard in SHARDS))
+    put(tmp_path / "sound", sound)
     for number, path in enumerate(sorted({*sound} - {*of_shards[turn % 2 :: 2]})):
         folder = tmp_path / str(number)
-        put(folder, sound)
-        if damage == "deleted":
-            (folder / path).unlink()
-        else:
-            (folder / path).write_bytes(DAMAGES[damage](sound[path]))
+        broken(tmp_path / "sound", folder, path, damage=DAMAGES.get(damage))
         mended(folder, sound, path)
+    assert list(verify(tmp_path / "sound")) == []
 
 
 def test_every_file_can_be_mended_where_tars_have_numbers(tmp_path):
@@ -118,11 +127,8 @@ def test_every_file_can_be_mended_where_tars_have_numbers(tmp_path):
     parts = {(id, path.split("/")[0]): sound[path] for path, id in whose.items()}
     damages, folder = cycle([*DAMAGES.values(), None]), tmp_path / "set"
     for path in sorted(sound):
-        put(folder, sound)
-        if damage := next(damages):
-            (folder / path).write_bytes(damage(sound[path]))
-        else:
-            (folder / path).unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+        broken(tmp_path / "sound", folder, path, damage=next(damages))
         assert any(path in problem for problem in verify(folder)), path
         repair(plan_repair(folder))
         assert list(verify(folder)) == [], path
