@@ -66,17 +66,3 @@ def defer_signals(explain: Callable[[], str]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def unsignalled() -> Iterator[None]:
-    """Block the signals of a terminal in processes that start in here, and in their children.
-
-    It sends Ctrl-C and its end to all processes, but the command decides when the others end. They
-    could not ignore them by themselves early enough: they would be killed while they start.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,4 +1,4 @@
-"""The demo's web as a process of its own: ``python -m cahlib.demo.serve PORT``.
+"""The demo's web as a process of its own.
 
 In the process of the run it could not answer while that imports torch, which on a busy machine
 takes longer than an image may.
@@ -11,12 +11,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from multiprocessing.spawn import get_executable
-from os import fsdecode
 from typing import IO
 
+from cahlib.core.child_process import python_command, unsignalled
 from cahlib.core.errors import ConfigError
-from cahlib.core.signals import unsignalled
 
 _AT = "at "
 
@@ -39,7 +37,7 @@ class ServedWeb:
 @contextmanager
 def served_apart(port: int) -> Iterator[ServedWeb]:
     """Serve the demo's web at a port, 0 for any, until the block is left; do not wait for it."""
-    line = [fsdecode(get_executable()), "-m", "cahlib.demo.serve", str(port)]
+    line = python_command("from cahlib.demo.serve import serve_demo; serve_demo()", str(port))
     with unsignalled():
         process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with process:
@@ -50,19 +48,13 @@ def served_apart(port: int) -> Iterator[ServedWeb]:
             process.kill()
 
 
-def main(port: int) -> int:
-    """Serve the web until standard input ends."""
+def serve_demo() -> None:
+    """Serve the web at the port that is this process's argument, until standard input ends."""
     from cahlib.demo import world
 
     try:
-        with world.build().serve(port) as web:
+        with world.build().serve(int(sys.argv[1])) as web:
             print(f"{_AT}{web.address}", flush=True)
             sys.stdin.read()
     except ConfigError as error:
         print(error)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))

@@ -20,10 +20,9 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection, Pipe
-from multiprocessing.spawn import get_executable
 from typing import TypeAlias
 
-from cahlib.core.signals import unsignalled
+from cahlib.core.child_process import python_command, unsignalled
 
 #: What a worker sends: that it runs, a report of its job, the job's result; each with its bytes.
 STARTED, REPORT, RESULT = b"s", b"r", b"d"
@@ -34,7 +33,7 @@ _GRACE = 2.0
 #: Runs a job's bytes, with a function that takes the bytes of a report; returns those of a result.
 Run: TypeAlias = Callable[[bytes, Callable[[bytes], None]], bytes]
 
-_SERVE = "import sys; from cahlib.engine.fork_server import serve_forks; serve_forks(*sys.argv[1:])"
+_SERVE = "from cahlib.engine.fork_server import serve_forks; serve_forks(*sys.argv[1:])"
 
 
 class ForkServer:
@@ -51,10 +50,9 @@ class ForkServer:
 
     def _start(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        line = [get_executable(), "-c", _SERVE, str(theirs.fileno()), self._run, *self._modules]
         with theirs, unsignalled():
             self._process = subprocess.Popen(
-                [os.fsdecode(word) for word in line],
+                python_command(_SERVE, str(theirs.fileno()), self._run, *self._modules),
                 stdin=subprocess.DEVNULL,
                 env={name: os.environ[name] for name in os.environ if name not in self._hidden},
                 pass_fds=[theirs.fileno()],

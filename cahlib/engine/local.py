@@ -124,7 +124,10 @@ class LocalEngine:
             kind, data = message[:1], message[1:]
             worker.is_started = True
             if kind == RESULT:
-                return wire.decode_result(data).result()
+                try:
+                    return wire.decode_result(data).result()
+                except InvalidMessage as error:
+                    return error
             if kind == REPORT:
                 with suppress(InvalidMessage), self._lock:
                     self._reports[key] = wire.decode_report(data)[1]
