@@ -46,7 +46,9 @@ class ForkServer:
         self._run, self._modules, self._hidden = run, modules, hidden
         self._lock = threading.Lock()
         self._has_forked = self._closed = False
-        self._start()
+        self._process: subprocess.Popen[bytes] | None = None
+        with suppress(OSError):  # it is started when a worker is needed, or that says why not
+            self._start()
 
     def _start(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -69,9 +71,7 @@ class ForkServer:
                 try:
                     socket.send_fds(self._control, [b"fork"], [theirs.fileno()])
                 except OSError:  # e.g. the kernel has killed it, for its memory
-                    self._control.close()
-                    self._process.kill()
-                    self._process.wait()
+                    self._end(0)
                     self._start()
                     socket.send_fds(self._control, [b"fork"], [theirs.fileno()])
             return ours
@@ -79,12 +79,15 @@ class ForkServer:
     def close(self) -> None:
         """End it and its workers, whatever they do, and wait for that."""
         with self._lock:
-            self._control.close()
-            if not (self._closed or self._has_forked):
-                self._process.kill()  # it may still be importing
+            # without workers it may still be importing
+            self._end(2 * _GRACE if self._has_forked else 0)
             self._closed = True
+
+    def _end(self, grace: float) -> None:
+        self._control.close()
+        if self._process:
             try:
-                self._process.wait(2 * _GRACE)
+                self._process.wait(grace)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()

@@ -11,6 +11,7 @@ import os
 import pickle
 import queue
 import socket
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,10 +32,7 @@ _MAX_DEATHS = 3
 
 def start_server(modules: Sequence[str]) -> ForkServer:
     """Start what workers are forked from; it imports these modules, which jobs need."""
-    try:
-        return ForkServer("cahlib.engine.job:run_local_job", modules, hidden=SECRET_VARIABLES)
-    except OSError as error:
-        raise _start_error(error) from error
+    return ForkServer("cahlib.engine.job:run_local_job", modules, hidden=SECRET_VARIABLES)
 
 
 class LocalEngine:
@@ -152,10 +150,6 @@ def _death(error: Exception, *, is_started: bool) -> Exception:
     """Return the error of a job whose workers died repeatedly."""
     if is_started:
         return ShardError("the scraper process died on it repeatedly.")
-    return _start_error(error)
-
-
-def _start_error(error: Exception) -> RunError:
     return RunError(
         f"The scraper processes could not be started ({str(error) or 'they ended'}); run the same "
         "command again, with fewer --workers if memory is short."
@@ -165,6 +159,13 @@ def _start_error(error: Exception) -> RunError:
 @contextmanager
 def local_engine(workers: int, server: ForkServer) -> Iterator[LocalEngine]:
     """Open an engine of so many processes on this machine; they end with it or this process."""
+    try:
+        tempfile.gettempdir()  # for files of jobs that have no other place
+    except FileNotFoundError as error:
+        raise RunError(
+            "No temporary folder on this machine has free space; make room in /tmp, or name "
+            "another folder in TMPDIR, then run the same command again."
+        ) from error
     engine = LocalEngine(server, slots=workers)
     try:
         yield engine
