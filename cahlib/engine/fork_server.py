@@ -3,6 +3,9 @@
 A worker that starts anew takes 2 CPU seconds until its first job, a fork a few hundredths. So the
 server may be started first of all: it imports while its driver does. It has no threads, which a
 fork would lack, and ends with its driver, as do the workers.
+
+That of multiprocessing is one for the whole process: it takes on every variable, secrets too, and
+its workers import the script or the command that is running once more.
 """
 
 from __future__ import annotations
