@@ -163,13 +163,15 @@ class _Work:
 
     def through(self) -> None:
         """Process all shards, or as many as possible before the stop."""
-        with Uploader(self._job.output, self._finish) as uploads:
-            for shard in self._ledger.in_state(COMMITTED):
-                if left := read_manifest(self._folder, shard.id):
-                    uploads.add(left)
-            if self._ledger.has_more():
-                self._stages(uploads)
-        parcels.remove_leftovers(self._parcels)  # of scrapers that were terminated
+        try:
+            with Uploader(self._job.output, self._finish) as uploads:
+                for shard in self._ledger.in_state(COMMITTED):
+                    if left := read_manifest(self._folder, shard.id):
+                        uploads.add(left)
+                if self._ledger.has_more():
+                    self._stages(uploads)
+        finally:  # of scrapers that were terminated; a disk may be full of them
+            parcels.remove_leftovers(self._parcels)
 
     def _stages(self, uploads: Uploader) -> None:
         """Scrape, judge and write what the ledger has.
