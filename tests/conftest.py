@@ -126,11 +126,18 @@ def _homes(tmp_path_factory):
     return (folder / str(number) for number in itertools.count())
 
 
+#: How the names begin of variables that may be set for whoever runs the tests, and change much.
+_PERSONAL = (
+    "CAH_", "COLUMNS", "DASK_", "FORCE_COLOR", "HCLOUD_", "IPYTHON", "JUPYTER_", "KAGGLE_",
+    "NO_COLOR", "VIRTUAL_ENV", "XDG_",
+)  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
 def _closed_world(monkeypatch, _homes):
     monkeypatch.setattr(socket.socket, "connect", _guarded)
     for name in list(os.environ):
-        if name.startswith(("CAH_", "XDG_")) or name.lower().endswith("_proxy"):
+        if name.startswith(_PERSONAL) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     home = next(_homes)
     home.mkdir()

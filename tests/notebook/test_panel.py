@@ -96,11 +96,12 @@ def test_a_run_is_started_followed_and_its_results_shown(panels, runtime, values
     assert list(verify(runtime.output)) == []
     found = b"".join(p.read_bytes() for p in panel.process.home.parent.rglob("*") if p.is_file())
     assert b"hetzner-secret" not in found
-    waiting.pack.click()
-    until(lambda: "MB" in waiting.message.value)
     waiting.url.value = f"file://{runtime.output}-copy"
-    waiting.copy.click()
-    until(lambda: "was checked there" in waiting.message.value)
+    for button, sentence in (waiting.pack, "MB"), (waiting.copy, "was checked there"):
+        waiting.message.value = ""
+        button.click()
+        until(lambda: waiting.message.value and "…" not in waiting.message.value)
+        assert sentence in waiting.message.value
     assert list(verify(f"{runtime.output}-copy")) == []
 
 
