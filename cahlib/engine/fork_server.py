@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from multiprocessing.connection import Connection, Pipe
 from typing import TypeAlias
@@ -55,13 +55,16 @@ class ForkServer:
 
     def _start(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, unsignalled():
-            self._process = subprocess.Popen(
-                python_command(_SERVE, str(theirs.fileno()), self._run, *self._modules),
-                stdin=subprocess.DEVNULL,
-                env={name: os.environ[name] for name in os.environ if name not in self._hidden},
-                pass_fds=[theirs.fileno()],
-            )
+        with ExitStack() as failing:
+            failing.callback(self._control.close)
+            with theirs, unsignalled():
+                self._process = subprocess.Popen(
+                    python_command(_SERVE, str(theirs.fileno()), self._run, *self._modules),
+                    stdin=subprocess.DEVNULL,
+                    env={name: os.environ[name] for name in os.environ if name not in self._hidden},
+                    pass_fds=[theirs.fileno()],
+                )
+            failing.pop_all()
 
     def fork(self) -> Connection:
         """Return the connection of a new worker; raise OSError if none can be started."""
