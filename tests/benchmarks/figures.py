@@ -107,7 +107,8 @@ ALL = (
         "SFTP: {sftp:.0f} MiB/s; TCP alone: {tcp:.0f}"),
     Row("pull-near", "and without the round trip", "{rate:.0f} MiB/s",
         "SFTP: {sftp:.0f} MiB/s; TCP alone: {tcp:,.0f}"),
-    Row("demo", "`cah demo`: two shards, 434 links (`bench_start`)", "{wall:.1f} s, {cpu:.1f} CPU s"),
+    Row("demo", "`cah demo`: two shards, 434 links (`bench_start`)",
+        "{wall:.1f} s, {cpu:.1f} CPU s"),
     Row("start", "`cah --help`", "{wall:.2f} s"),
 )  # fmt: skip
 
