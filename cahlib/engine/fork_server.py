@@ -30,6 +30,9 @@ from cahlib.core.child_process import python_command, unsignalled
 #: What a worker sends: that it runs, a report of its job, the job's result; each with its bytes.
 STARTED, REPORT, RESULT = b"s", b"r", b"d"
 
+#: By these numpy starts no thread a core in each worker; what the environment says comes first.
+_SINGLE = dict.fromkeys(("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
 #: Seconds that workers have to end once they are asked to.
 _GRACE = 2.0
 
@@ -54,6 +57,7 @@ class ForkServer:
             self._start()
 
     def _start(self) -> None:
+        own = {name: os.environ[name] for name in os.environ if name not in self._hidden}
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ExitStack() as failing:
             failing.callback(self._control.close)
@@ -61,7 +65,7 @@ class ForkServer:
                 self._process = subprocess.Popen(
                     python_command(_SERVE, str(theirs.fileno()), self._run, *self._modules),
                     stdin=subprocess.DEVNULL,
-                    env={name: os.environ[name] for name in os.environ if name not in self._hidden},
+                    env=_SINGLE | own,
                     pass_fds=[theirs.fileno()],
                 )
             failing.pop_all()

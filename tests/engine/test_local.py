@@ -8,13 +8,15 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import closing
 
 import psutil
 import pytest
 
+from cahlib.core import child_process
 from cahlib.core.errors import MachineFault, RunError, ShardError
-from cahlib.engine import fork_server
-from tests.world import command, jobs
+from cahlib.engine import fork_server, local
+from tests.world import command, forks, jobs
 
 
 def take(scrapers, count):
@@ -90,6 +92,16 @@ def test_scrapers_go_on_and_end_where_what_they_are_forked_from_is_killed(tmp_pa
         scrapers.submit("five", jobs.double, 5, limit=jobs.LIMIT)
         assert scrapers.take(timeout=jobs.LIMIT) == ("five", 10)
     jobs.until(lambda: has_ended(pid))
+
+
+def test_scrapers_get_a_thread_each_and_no_secret(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setenv("HCLOUD_TOKEN", "hetzner-secret")
+    monkeypatch.setattr(child_process, "get_executable", lambda: forks.PYTHON)
+    with closing(local.start_server([])) as server, closing(server.fork()) as worker:
+        assert worker.recv_bytes() == fork_server.STARTED
+        given = psutil.Process(server._process.pid).environ()
+    assert given["OMP_NUM_THREADS"] == "1" and "hetzner-secret" not in given.values()
 
 
 def test_a_job_that_costs_three_workers_is_given_up(scrapers, tmp_path):
