@@ -180,27 +180,29 @@ class _Work:
         first. Servers cost money and leased shards are kept from others, so for them it must be
         there before.
         """
-        judge = self._job.judge
-        early = load_scorer(judge) if self._job.place.is_costly else None
-        whole = self._ledger.in_state(COMMITTED, "done")
-        self._known = load_duplicate_index(self._job.output, whole, seen=self._ledger.has_pair)
-        manifests = read_manifests(self._folder, damaged="skip")
-        self._dead_domains = DeadDomains(
-            each.silent for each in manifests if not self._ledger.retries
-        )
-        opening = self._scraping(self._job, stop=self._stop, swarm_status=self._swarm_status)
-        with opening as (scrapers, self._away), Pipeline() as pipeline:
-            self._told = scrapers.reports
-            self._queues = pipeline.queue_sizes
-            waiting = self._scrape(scrapers, pipeline)
-            scraped = pipeline.prefetch(waiting, _PARCELS, "parcels")
-            opened = pipeline.prefetch(self._open(scraped), 1)
-            loaded = early or load_scorer(judge)
-            self._worked = loaded.worked
-            judged = pipeline.prefetch(self._judge(opened, loaded), _JUDGED, "judged")
-            written = self._write(judged, self._spec(loaded))
-            for each in pipeline.prefetch(written, _COMMITTED, "committed"):
-                uploads.add(each)
+        # by a thread, which no Ctrl-C interrupts: libraries take that for a model that is broken
+        with Pipeline() as beside:
+            load = partial(beside.prefetch, map(load_scorer, [self._job.judge]), 1)
+            early = next(load()) if self._job.place.is_costly else None
+            whole = self._ledger.in_state(COMMITTED, "done")
+            self._known = load_duplicate_index(self._job.output, whole, seen=self._ledger.has_pair)
+            manifests = read_manifests(self._folder, damaged="skip")
+            self._dead_domains = DeadDomains(
+                each.silent for each in manifests if not self._ledger.retries
+            )
+            opening = self._scraping(self._job, stop=self._stop, swarm_status=self._swarm_status)
+            with opening as (scrapers, self._away), Pipeline() as pipeline:
+                self._told = scrapers.reports
+                self._queues = pipeline.queue_sizes
+                waiting = self._scrape(scrapers, pipeline)
+                scraped = pipeline.prefetch(waiting, _PARCELS, "parcels")
+                opened = pipeline.prefetch(self._open(scraped), 1)
+                loaded = early or next(load())
+                self._worked = loaded.worked
+                judged = pipeline.prefetch(self._judge(opened, loaded), _JUDGED, "judged")
+                written = self._write(judged, self._spec(loaded))
+                for each in pipeline.prefetch(written, _COMMITTED, "committed"):
+                    uploads.add(each)
 
     def _scrape(self, scrapers: Engine, pipeline: Pipeline) -> Iterator[ScoredParcel]:
         """Lease shards, have them scraped, yield their parcels as they arrive."""
