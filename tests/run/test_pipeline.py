@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import threading
 
 import pyarrow.parquet as pq
 
@@ -16,6 +17,7 @@ from cahlib.dataset.show.summary import summary_lines
 from cahlib.dataset.write import shard_writer
 from cahlib.dataset.write.columns import make_row
 from cahlib.model.clip import load_clip
+from cahlib.model.scorer import load_scorer
 from cahlib.run.pipeline import run
 from cahlib.run.score_again import score_dataset
 from tests.world import models, small
@@ -53,6 +55,21 @@ def test_a_shard_that_cannot_be_written_costs_no_more_than_itself(tmp_path, monk
         outcome = run(replace_settings(small.job(crawl, tmp_path / "set", web), attempts=2))
     assert (outcome.shards.done, outcome.shards.failed) == (3, 1)
     assert list(verify(tmp_path / "set")) == []
+
+
+def test_a_ctrl_c_does_not_reach_a_model_that_is_being_loaded(tmp_path, monkeypatch):
+    """Libraries would take it for a fault of the model."""
+    crawl = small.write(tmp_path / "crawl", files=1, links=1)
+    loading = []
+
+    def load(judge):
+        loading.append(threading.current_thread())
+        return load_scorer(judge)
+
+    monkeypatch.setattr("cahlib.run.pipeline.load_scorer", load)
+    with small.Pictures() as web:
+        run(small.job(crawl, tmp_path / "set", web))
+    assert loading and threading.main_thread() not in loading
 
 
 def test_a_run_measures_its_shards_for_the_next_plan(tmp_path, monkeypatch):
