@@ -36,12 +36,17 @@ _MACHINE_ERRORS = {"ImportError", "ModuleNotFoundError", "SystemError", "MemoryE
 def job_error(error: BaseException) -> BaseException:
     """Return the error of a job that its workers could not finish, by what Dask raised."""
     if isinstance(error, RemoteError) and error.kind == "KilledWorker":
-        return ShardError("the scraper process died on it repeatedly.")
+        return repeated_death_error()
     if isinstance(error, RemoteError) and error.kind in _MACHINE_ERRORS:
         return MachineFault(str(error))
     if type(error) is Exception and any(isinstance(each, bytes) for each in error.args):
         return ShardError("a machine sent an error in an invalid form.")
     return error
+
+
+def repeated_death_error() -> ShardError:
+    """Return the error of a job whose worker processes died again and again."""
+    return ShardError("the scraper process died on it repeatedly.")
 
 
 def run_local_job(job: bytes, send: Callable[[bytes], None]) -> bytes:

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from cahlib.core.errors import RunError, ShardError
+from cahlib.core.errors import RunError
 from cahlib.core.secret_store import SECRET_VARIABLES
 from cahlib.engine import wire
 from cahlib.engine.fork_server import REPORT, RESULT, ForkServer
+from cahlib.engine.job import repeated_death_error
 from cahlib.engine.wire import InvalidMessage
 
 #: Deaths of workers after which a job, or the start of a worker, is given up.
@@ -149,7 +150,7 @@ class _Worker:
 def _death(error: Exception, *, is_started: bool) -> Exception:
     """Return the error of a job whose workers died repeatedly."""
     if is_started:
-        return ShardError("the scraper process died on it repeatedly.")
+        return repeated_death_error()
     return RunError(
         f"The scraper processes could not be started ({str(error) or 'they ended'}); run the same "
         "command again, with fewer --workers if memory is short."

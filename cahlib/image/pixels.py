@@ -48,13 +48,12 @@ def resize_shorter_side(picture: Picture.Image, side: int) -> Picture.Image:
     Similarities differ by less than 0.0003. From 700 x 540 pixels to 224 it takes 0.7 instead of
     5.5 ms.
     """
-    short = min(picture.size)
-    if short == side:
+    if min(picture.size) == side:
         return picture
-    width, height = (int(side * length / short) for length in picture.size)
+    size = _resized(picture.size, side)
     if picture.mode in ("L", "RGB"):
-        return resize_picture(picture, (width, height))
-    return picture.resize((width, height), Picture.Resampling.BICUBIC)
+        return resize_picture(picture, size)
+    return picture.resize(size, Picture.Resampling.BICUBIC)
 
 
 def resize_picture(picture: Picture.Image, size: tuple[int, int]) -> Picture.Image:
@@ -78,17 +77,22 @@ def resize_pixels(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     1.3 ms, decoding included.
     """
     height, width = pixels.shape[:2]
-    short = min(height, width)
-    if short == side:
+    if min(width, height) == side:
         return pixels
     if vectors is None:
         return np.asarray(resize_shorter_side(Picture.fromarray(pixels), side))
-    size = int(side * width / short), int(side * height / short)
+    size = _resized((width, height), side)
     kind = vectors.PixelType.U8x3
     other = vectors.ImageData(*size, kind)
     resizer, cubic = _resizer()
     resizer.resize(vectors.ImageData(width, height, kind, pixels.tobytes()), other, cubic)
     return np.frombuffer(other.get_buffer(), np.uint8).reshape(size[1], size[0], 3)
+
+
+def _resized(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return a size whose shorter side has a length, as torchvision rounds it."""
+    short = min(size)
+    return int(side * size[0] / short), int(side * size[1] / short)
 
 
 def _resizer() -> tuple[Any, Any]:

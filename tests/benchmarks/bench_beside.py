@@ -1,4 +1,4 @@
-"""What the machine with the GPU does beside the model: CPU ms an image, by what the parcel holds.
+"""CPU ms an image of the GPU's machine beside the model, by what the parcel holds.
 
     python -m tests.benchmarks.bench_beside [--samples 512] [--rounds 3] [--small]
 
@@ -66,7 +66,7 @@ def beside(*told: object) -> Found:
 
 
 def _answer(width: int, pixels: Sequence[object], groups: Sequence[TokenGroup]) -> Vectors:
-    """What `DeviceModel.embed` returns, without a model."""
+    """Return what `DeviceModel.embed` does, without a model."""
     rows = len(pixels) + sum(map(len, groups))
     return np.full((rows, width), width**-0.5, "float32")
 

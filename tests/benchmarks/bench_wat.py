@@ -253,7 +253,7 @@ def with_rules(path: str) -> Found:
 
 
 def floor(path: str) -> Found:
-    """What no reader with languages goes below: its three libraries, and nothing else."""
+    """Do what no reader with languages goes below: the work of its three libraries alone."""
     data, said = Path(path).read_bytes(), list[str]()
     with patch.object(texts, "detect_language", lambda text: (said.append(text), True)):
         ours(path)

@@ -23,7 +23,7 @@ def zeros(mib: int) -> bytes:
 
 
 def gzipped(mib: int, begin: bytes = b"") -> bytes:
-    """What begins so, then has so many MiB of zeros, packed by gzip."""
+    """Return this beginning and so many MiB of zeros, packed by gzip."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     packed = packer.compress(begin) + packer.flush(zlib.Z_FULL_FLUSH)
     check, block = zlib.crc32(begin), bytes(_MIB)
