@@ -21,7 +21,7 @@ import pytest
 from hypothesis.internal.conjecture import providers
 
 from tests import quick
-from tests.world import forks, zygote
+from tests.world import forks, rewritten, zygote
 from tests.world.isolation import isolate
 
 # What is imported for the tests stays: it is looked through neither now nor later (6 % of the CPU).
@@ -74,14 +74,14 @@ def pytest_configure(config):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config, specs):
     """Let the processes be forks of one that has all imported: 4 CPU seconds less for each."""
-    if config.getoption("quick") or "coverage" in sys.modules:  # these look at imports
-        return
-    folder = Path(tempfile.mkdtemp(prefix="zygote-"))
-    config.add_cleanup(functools.partial(shutil.rmtree, folder))
-    for each in zygote.start(folder):
-        config.add_cleanup(each.close)
-    for spec in specs:
-        spec.python = str(folder / "python")
+    if not config.getoption("quick") and "coverage" not in sys.modules:  # these look at imports
+        folder = Path(tempfile.mkdtemp(prefix="zygote-"))
+        config.add_cleanup(functools.partial(shutil.rmtree, folder))
+        for each in zygote.start(folder):
+            config.add_cleanup(each.close)
+        for spec in specs:
+            spec.python = str(folder / "python")
+    rewritten.keep()  # while the zygotes import
 
 
 def pytest_collection(session):
