@@ -18,6 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 import venv
 from dataclasses import dataclass, field
 from functools import cache
@@ -31,6 +32,8 @@ from tests.world import forks, zygote
 ROOT = Path(__file__).parent.parent.parent
 SUBNET = "198.18"  # RFC 2544: for tests of devices, never on the internet
 _BRIDGE = "cahbr"
+#: Where coverage has what it measures, for the processes that the tests start.
+_MEASURED = "COVERAGE_PROCESS_CONFIG"
 _SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin") or ""
 
 #: What pip need not do for a wheel beside all that the tests have: half of its 4.7 s of processor.
@@ -125,6 +128,14 @@ class Host:
             except ProcessLookupError:
                 pass
         return len(pids)
+
+    def end(self) -> None:
+        """Have its services end by themselves, so that `make coverage` gets their figures."""
+        self.kill(f"{self.base}/crawl")  # these would start them again
+        self.kill("distributed.cli", signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while self.processes("distributed.cli") and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def off(self) -> None:
         """Cut its power, as far as processes go."""
@@ -236,6 +247,8 @@ class Hosts:
         host = self.all.pop(name, None)
         if host is None:
             return
+        if _MEASURED in os.environ:
+            host.end()
         host.off()
         subprocess.run(["ip", "link", "delete", f"cah{host.number}"], capture_output=True)
         _ip("netns", "delete", host.space)
@@ -304,7 +317,13 @@ def _prepare(host: Host, told: dict) -> None:
 def _venv(folder: Path) -> None:
     """A venv that sees what the tests see, so that only the wheel itself has to be installed."""
     venv.create(folder, symlinks=True)
-    (_site(folder) / "tests.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
+    lines = [sysconfig.get_path("purelib"), str(ROOT)]
+    if measured := os.environ.get(_MEASURED):  # sshd hands no variable on
+        lines.append(
+            f"import os, coverage; os.environ[{_MEASURED!r}] = {measured!r}; "
+            "coverage.process_startup()"
+        )
+    (_site(folder) / "tests.pth").write_text("\n".join(lines))
 
 
 def _site(folder: Path) -> Path:
