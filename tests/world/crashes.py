@@ -18,6 +18,7 @@ def die(event, args):
     if event == "os.rename":
         steps -= 1
         if steps < 0:
+            steps = sys.maxsize  # where coverage is measured, the end renames a file as well
             os._exit(9)
 
 for number, folder in enumerate(map(Path, sys.argv[1:])):
@@ -25,6 +26,7 @@ for number, folder in enumerate(map(Path, sys.argv[1:])):
     if os.fork() == 0:
         sys.addaudithook(die)
         {work}
+        steps = sys.maxsize
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
