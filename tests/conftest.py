@@ -21,7 +21,7 @@ import pytest
 from hypothesis.internal.conjecture import providers
 
 from tests import quick
-from tests.world import forks, rewritten, zygote
+from tests.world import forks, memory, rewritten, zygote
 from tests.world.isolation import isolate
 
 # What is imported for the tests stays: it is looked through neither now nor later (6 % of the CPU).
@@ -29,6 +29,9 @@ gc.disable()
 
 # Side by side, or in processes of their own, models would wait for each other's threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if place := memory.folder():
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", place)
 
 # A shell ignores Ctrl-C for what it starts in the background, and that is handed down.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -139,7 +139,7 @@ def test_what_is_no_folder_is_named(folder, acts, capsys, name):
 def test_a_link_is_what_it_leads_to(folder, acts, capsys, caplog, tmp_path, names):
     paths = [path for name in names for path in sorted(folder.glob(name))]
     for path in paths:
-        away = tmp_path / f"{path.parent.name} {path.name}"
+        away = folder.parent / f"{path.parent.name} {path.name}"
         path.rename(away)
         path.symlink_to(away)
     before = content(folder)
