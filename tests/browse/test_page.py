@@ -2,7 +2,9 @@
 
 import json
 import re
+import signal
 from contextlib import closing
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from cahlib.core.records import DropReason
 from cahlib.dataset.maintain.verify import verify
 from tests.browse.conftest import pairs
 from tests.world import judged as world
+from tests.world.command import started
+from tests.world.jobs import until
 from tests.world.judged import with_forms
 from tests.world.pictures import picture
 
@@ -284,6 +288,22 @@ def test_what_cannot_be_served_is_one_sentence(dataset, tmp_path, capsys):
     assert main(["browse", str(dataset), "--marks", str(tmp_path / "marks")]) == 2
     assert "md5" in capsys.readouterr().err
     assert main(["browse", str(dataset), "--port", "70000"]) == 2
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_opens_its_page_and_serves_it_until_it_is_ended(dataset, tmp_path, end):
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
+    browser.chmod(0o700)
+    page = started("browse", dataset, "--open", BROWSER=str(browser))
+    address = page.stdout.readline().strip()
+    with urlopen(address) as answer:
+        assert b"<html" in answer.read()
+    until(lambda: opened.exists() and opened.read_text())
+    page.send_signal(end)
+    assert page.communicate()[0] == "Open this address in a browser; Ctrl-C ends it.\n"
+    assert page.returncode == 0
+    assert opened.read_text().strip() == address
 
 
 def test_marks_that_cannot_be_stored_stay_and_say_so(serve, dataset):

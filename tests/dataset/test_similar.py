@@ -1,5 +1,6 @@
 """Images that mean the same are found by their embeddings, and one of each stays."""
 
+import io
 import json
 import sys
 from dataclasses import replace
@@ -137,6 +138,18 @@ def test_the_report_comes_first_and_shows_what_is_alike(folder, capsys):
     assert main(["dedup", str(folder), "--semantic", "0.95", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["duplicates"], found["semantic"], len(found["examples"])) == (3, 0.95, 3)
+
+
+def test_a_terminal_shows_how_far_the_comparison_is(folder, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    for more, drawn in ([], True), (["--quiet"], False):
+        monkeypatch.setattr(sys, "stderr", shown := Terminal())
+        assert main(["dedup", str(folder), "--semantic", "0.95", *more]) == 0
+        assert ("\r" in shown.getvalue() and " images [" in shown.getvalue()) == drawn
 
 
 def test_a_further_model_is_named_as_everywhere(folder, tmp_path_factory, capsys):
