@@ -11,15 +11,16 @@ those of a run with a single image; the server is a process of its own.
 
 How late our event loop is meanwhile is measured with as many connections, and with the most.
 
-Below both stands what no client that proves its images by decoding can go below: the decoding
-alone, at the scale that is needed, by the library that both use (libjpeg-turbo for JPEG); and the
-whole validation without any network: decoding, shrinking, encoding and three hashes.
+Below both stands what no client that proves its images by decoding can go below: the requests
+alone, by aiohttp; what the libraries alone take to decode at the scale that is needed, to shrink
+and encode, and for three hashes; and beside the latter our whole validation without any network.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import io
 import json
 import os
@@ -33,6 +34,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import aiohttp
 import trustme
 from PIL import Image
 
@@ -42,6 +44,7 @@ from cahlib.core.records import Image as Fetched
 from cahlib.fetch import async_thread, resolver
 from cahlib.fetch.images import fetch_images as fetch
 from cahlib.fetch.images import raise_open_file_limit, stream_images
+from cahlib.image.pixels import resize_picture
 from cahlib.image.validate import validate_image
 from cahlib.parcel.parcel import write_parcel
 from tests.benchmarks.common import Found, apart, beside, measured, note, parser, venv
@@ -76,6 +79,10 @@ class Work(NamedTuple):
     side: int  #: pixels, 0 for originals
     connections: int
     https: bool
+
+    @property
+    def place(self) -> str:
+        return f"{'https' if self.https else 'http'}://127.0.0.1:{self.port}"
 
     def fetched(self) -> tuple[Iterator[Candidate], Download, resolver.NetworkConfig]:
         """Links, settings and network of ours; the name servers are left out, TLS is not."""
@@ -136,38 +143,71 @@ def lag(*work: int) -> Found:
     }
 
 
-def floor(side: int, folder: Path) -> None:
-    """Print what decoding takes by itself, and with all that validation does."""
-    options = Download(resize=side, min_bytes=0)
+def requests(*work: int) -> Found:
+    """Fetch all images by aiohttp alone, and keep none."""
+    job = Work(*work)
 
-    def decode(data: bytes) -> None:
+    async def fetch_all() -> int:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+            turn = asyncio.Semaphore(job.connections)
+
+            async def one(number: int) -> bool:
+                async with turn, client.get(f"{job.place}/{number}") as answer:
+                    return bool(await answer.read())
+
+            return sum(await asyncio.gather(*map(one, range(job.images))))
+
+    return {"kept": asyncio.run(fetch_all())}
+
+
+def floor(work: Work, folder: Path, options: argparse.Namespace) -> Found:
+    """Print what the parts take by themselves; return the least that a client can take."""
+    settings = Download(resize=work.side, min_bytes=0)
+
+    def decode(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data)) as image:
-            scale = min(1.0, side / min(image.size))
-            image.draft("RGB" if side else "L", [max(1, round(n * scale)) for n in image.size])
+            scale = min(1.0, work.side / min(image.size))
+            size = [max(1, round(n * scale)) for n in image.size]
+            image.draft("RGB" if work.side else "L", size)
             image.load()
+            return resize_picture(image, (size[0], size[1])) if work.side else image
 
-    for name, does in (
-        ("decoding alone", decode),
-        ("validation", lambda data: validate_image(data, options)),
-    ):
+    def process(data: bytes) -> None:
+        picture = decode(data)
+        if work.side:
+            picture.save(io.BytesIO(), "JPEG", quality=settings.resize_quality)
+        for digest in (hashlib.md5, hashlib.sha1, hashlib.sha256):
+            digest(data)
+
+    def each(does: Callable[[bytes], object]) -> float:
         taken = 0.0
-        paths = list(folder.iterdir())
         for path in paths:
             data = path.read_bytes()
             start = time.process_time()
             does(data)
             taken += time.process_time() - start
-        print(f"  {name:22}{taken / len(paths) * 1000:12.2f}")
+        return taken / len(paths) * 1000
+
+    paths = list(folder.iterdir())
+    start = apart(requests, *work._replace(images=1), small=options.small)["cpu"]
+    asked = apart(requests, *work, small=options.small)["cpu"]
+    parts = {
+        "requests by aiohttp": (asked - start) / work.images * 1000,
+        "decoding and the like": each(process),
+        "our validation": each(lambda data: validate_image(data, settings)),
+    }
+    for name, taken in parts.items():
+        print(f"  {name:22}{taken:12.2f}")
+    return {"floor": parts["requests by aiohttp"] + parts["decoding and the like"]}
 
 
 def peer(home: Path, work: Work) -> Found:
     """img2dataset at its best setting: 256 threads in each of two processes."""
     resized = ["--image_size", str(work.side), "--resize_mode", "keep_ratio"]
     resized += ["--resize_only_if_bigger", "True"]
-    place = f"{'https' if work.https else 'http'}://127.0.0.1:{work.port}"
     with tempfile.TemporaryDirectory() as folder:
         urls = Path(folder) / "urls.txt"
-        urls.write_text("".join(f"{place}/{number}\n" for number in range(work.images)))
+        urls.write_text("".join(f"{work.place}/{number}\n" for number in range(work.images)))
         used = measured(
             [
                 *(*downloader(home), "--url_list", urls, "--output_folder", f"{folder}/out"),
@@ -219,12 +259,12 @@ def compare(work: Work, folder: Path, options: argparse.Namespace) -> None:
             figures[name] = {"cpu": cpu, "rate": rate, "mib": rss}
         kind = f"{'-https' if work.https else ''}{'-asked' if CONSENT == 'strict' else ''}"
         both = beside(figures["cahlib"], figures.get("img2dataset"))
-        note(f"images{kind}-{side or 'originals'}", **both)
         if options.peer:
             pairs = zip(runs["img2dataset"], runs["cahlib"], strict=True)
             ratios = sorted(theirs["cpu"] / ours["cpu"] for theirs, ours in pairs)
             print(f"  per CPU second, {' … '.join(f'{ratio:.2f}' for ratio in ratios)} times")
-        floor(side, folder)
+        both |= floor(work._replace(side=side), folder, options)
+        note(f"images{kind}-{side or 'originals'}", **both)
 
 
 def lateness(work: Work, options: argparse.Namespace) -> None:

@@ -6,10 +6,11 @@ The WAT is made from a seed in Common Crawl's layout: 8,000 pages with a request
 metadata record each, 100 MB inflated, 50,861 images with an alt text. 45 % of the texts are
 English, the rest is of six languages, file names and the words that every page has. The peer
 neither detects languages nor repairs texts; ours does all its work, and does it again with caption
-rules (`rules`): two lists of 100,000 words and phrases, and a pattern. `floor` is what the
-libraries alone take for the same pages: to inflate, to parse, and to detect the language of each
-text for which ours does so. All run in processes of their own, bound to one core; the table shows
-the median CPU seconds and the highest memory.
+rules (`rules`): two lists of 100,000 words and phrases, and a pattern. `links` is ours
+with no more than the peer's work: the absolute URL of each image that has a text. `floor` is what
+the libraries alone take for the same pages: to inflate, to parse, and to detect the language of
+each text for which ours does so. All run in processes of their own, bound to one core; the table
+shows the median CPU seconds and the highest memory.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from cahlib.crawl.candidates import find_candidates
 from cahlib.crawl.caption_rules import CaptionRules
 from cahlib.crawl.shards import list_shards
 from cahlib.crawl.wat import _Record, read_pages
+from cahlib.fetch import links
 from tests.benchmarks.common import (
     Found,
     apart,
@@ -130,18 +132,18 @@ def page(rng: random.Random, number: int, texts: int) -> Iterator[bytes]:
     """The three members about a page."""
     host = f"www.site{rng.randrange(6000)}.{rng.choice(('com', 'org', 'de', 'ru', 'co.uk'))}"
     url = f"https://{host}/{rng.choice(VOCABULARIES['en'].split())}/{number}.html"
-    links: list[dict[str, str]] = []
+    shown: list[dict[str, str]] = []
     for n in range(texts + rng.randrange(11)):
         path = f"/wp-content/uploads/2024/{rng.randrange(1, 13):02}/{rng.getrandbits(40):x}.jpg"
         start = rng.choice(("", f"https://{host}", f"https://cdn.{host}", f"//img.{host}"))
         link = {"path": "IMG@/src", "url": start + path}
-        links.append(link | {"alt": text(rng)} if n < texts else link)
+        shown.append(link | {"alt": text(rng)} if n < texts else link)
     for _ in range(rng.randrange(28, 70)):
         words = rng.choices(VOCABULARIES["en"].split(), k=rng.randint(2, 9))
         href = "/".join(("", *words[:2], f"{rng.getrandbits(32):x}"))
         link = {"path": "A@/href", "url": f"https://{host}{href}", "text": " ".join(words)}
-        links.append(link)
-    rng.shuffle(links)
+        shown.append(link)
+    rng.shuffle(shown)
     metas = [
         {"name": "viewport", "content": "width=device-width, initial-scale=1"},
         {"property": "og:image", "content": f"https://{host}/og/{number}.jpg"},
@@ -161,7 +163,7 @@ def page(rng: random.Random, number: int, texts: int) -> Iterator[bytes]:
     response = {
         "Response-Message": {"Status": "200", "Version": "HTTP/1.1", "Reason": "OK"},
         "Headers": fields | {"Set-Cookie": [f"{rng.getrandbits(256):x}" for _ in range(2)]},
-        "HTML-Metadata": {"Head": head, "Links": links},
+        "HTML-Metadata": {"Head": head, "Links": shown},
     }
     notes = [{"Name": name, "Value": str(rng.randrange(999))} for name in ("fetchTimeMs", "lang")]
     yield record(rng, url, "request", {"HTTP-Request-Metadata": request})
@@ -252,6 +254,23 @@ def with_rules(path: str) -> Found:
         )  # fmt: skip
 
 
+def links_alone(path: str) -> Found:
+    """Read the file as `ours` does, but for no more than what the peer gives."""
+    crawl, stats = Crawl(crawl=path), Stats()
+    with one_core():
+        before = time.process_time()
+        every = (
+            links.absolute_url(link.url, base, crawl.max_url)
+            for shard in list_shards(crawl)
+            for page in read_pages(shard, stats)
+            for base in (links.BaseUrl.of(page.url, page.base),)
+            for link in page.links
+            if link.path == "IMG@/src" and link.alt
+        )
+        count = sum(1 for _ in every)
+        return {"candidates": count, "cpu": time.process_time() - before, "rss": rss()}
+
+
 def floor(path: str) -> Found:
     """Do what no reader with languages goes below: the work of its three libraries alone."""
     data, said = Path(path).read_bytes(), list[str]()
@@ -291,8 +310,8 @@ def main(arguments: Sequence[str]) -> None:
     taken: dict[str, list[Found]] = {}
     for _ in range(options.rounds):
         taken.setdefault("ours", []).append(apart(ours, path, small=options.small))
-        taken.setdefault("floor", []).append(apart(floor, path, small=options.small))
-        taken.setdefault("rules", []).append(apart(with_rules, path, small=options.small))
+        for name, side in {"links": links_alone, "floor": floor, "rules": with_rules}.items():
+            taken.setdefault(name, []).append(apart(side, path, small=options.small))
         if options.peer:
             line = [peer(options.inputs), "-c", SCRIPT, path]
             taken.setdefault("peer", []).append(measured(line))
@@ -306,7 +325,8 @@ def main(arguments: Sequence[str]) -> None:
         memory = max(each["rss"] for each in rounds)
         print(f"{side:6}{statistics.median(seconds):8.2f}{min(seconds):8.2f}{memory:8}{found:12}")
         figures[side] = {"cpu": statistics.median(seconds), "mib": memory}
-    note("wat", floor=figures["floor"]["cpu"], **beside(figures["ours"], figures.get("peer")))
+    alone = {name: figures[name]["cpu"] for name in ("links", "floor")}
+    note("wat", **alone, **beside(figures["ours"], figures.get("peer")))
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ COMPARED = (
     Row("whole", "1,000 links to pairs, the whole pipeline",
         "{wall:.0f} s, {cpu:.0f} CPU s, {gib:.1f} GiB",
         "{peer_wall:.0f} s, {peer_cpu:.0f} CPU s, {peer_gib:.1f} GiB"),
-    Row("images-256", "1,000 images fetched and resized to 256 px", "{cpu:.1f} CPU s, {mib} MiB",
-        "img2dataset: {peer_cpu:.1f} CPU s, {peer_mib} MiB"),
+    Row("images-256", "1,000 images fetched and resized to 256 px",
+        "{cpu:.1f} CPU s, {mib:.0f} MiB", "img2dataset: {peer_cpu:.1f} CPU s, {peer_mib:.0f} MiB"),
     Row("tables-256", "the whole of 1,000 links of a table to images, no model",
         "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib:.0f} MiB",
         "img2dataset: {peer_cpu:.1f} CPU s, {peer_rate:.0f} images/s, {peer_mib:.0f} MiB"),
@@ -53,26 +53,29 @@ COMPARED = (
 #: The guide's.
 ALL = (
     Row("wat", "100 MB of WAT to candidates, one core (`bench_wat`)",
-        "{cpu:.1f} CPU s, {mib} MiB: languages, repair, refusals and hashes included",
-        "cc2dataset: {peer_cpu:.1f} CPU s, {peer_mib} MiB, links alone; the libraries that ours "
-        "inflates, parses and detects languages with: {floor:.1f}"),
+        "{cpu:.1f} CPU s, {mib:.0f} MiB: languages, repair, refusals and hashes included",
+        "cc2dataset: {peer_cpu:.1f} CPU s, {peer_mib:.0f} MiB, links alone, for which ours takes "
+        "{links:.1f}; the libraries that ours inflates, parses and detects languages with: "
+        "{floor:.1f}"),
     Row("links", "1,000,000 rows of a table cut into shards and read (`bench_links`)",
         "Parquet {parquet:,.0f}, JSON lines {jsonl:,.0f}, CSV.gz {csv_gz:,.0f} rows per CPU "
         "second, at most {mib:.0f} MiB"),
     Row("images-256", "1,000 images fetched, validated, hashed, at 256 px (`bench_images`)",
-        "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib} MiB",
-        "img2dataset 1.47: {peer_cpu:.1f} CPU s, {peer_rate:.0f} images/s, {peer_mib} MiB"),
+        "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib:.0f} MiB",
+        "img2dataset 1.47: {peer_cpu:.1f} CPU s, {peer_rate:.0f} images/s, {peer_mib:.0f} MiB; the "
+        "libraries that ours fetches, decodes, shrinks, encodes and hashes with: {floor:.1f}"),
     Row("images-originals", "kept as they are",
-        "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib} MiB",
-        "{peer_cpu:.1f} CPU s, {peer_rate:.0f} images/s, {peer_mib} MiB"),
+        "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib:.0f} MiB",
+        "{peer_cpu:.1f} CPU s, {peer_rate:.0f} images/s, {peer_mib:.0f} MiB; the libraries that "
+        "ours fetches, decodes and hashes with: {floor:.1f}"),
     Row("images-https-256", "at 256 px, over HTTPS, 512 connections",
-        "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib} MiB",
-        "{peer_cpu:.1f} CPU s, {peer_rate:.0f} images/s, {peer_mib} MiB"),
+        "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib:.0f} MiB",
+        "{peer_cpu:.1f} CPU s, {peer_rate:.0f} images/s, {peer_mib:.0f} MiB"),
     Row("images-https-originals", "kept as they are, over HTTPS, 512 connections",
-        "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib} MiB",
-        "{peer_cpu:.1f} CPU s, {peer_rate:.0f} images/s, {peer_mib} MiB"),
+        "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib:.0f} MiB",
+        "{peer_cpu:.1f} CPU s, {peer_rate:.0f} images/s, {peer_mib:.0f} MiB"),
     Row("images-asked-256", "at 256 px, each of 200 hosts asked first (`--consent strict`)",
-        "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib} MiB"),
+        "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib:.0f} MiB"),
     Row("tables-256", "the whole `cah run --links --no-judge`: 1,000 links to a dataset at 256 px "
         "(`bench_tables`)", "{cpu:.1f} CPU s, {rate:.0f} images/s, {mib:.0f} MiB",
         "{peer_cpu:.1f} CPU s, {peer_rate:.0f} images/s, {peer_mib:.0f} MiB"),

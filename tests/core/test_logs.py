@@ -3,7 +3,17 @@
 import logging
 import warnings
 
+import pytest
+
 from cahlib.core import logs
+
+
+@pytest.fixture(autouse=True)
+def _before_dask(monkeypatch):
+    """Let Dask's loggers be as they are before it is imported, whatever ran in this process."""
+    for name in ("distributed", "distributed.client"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
 
 def test_lines_of_libraries_go_to_the_runs_log_and_our_warnings_are_said(tmp_path, capsys):
