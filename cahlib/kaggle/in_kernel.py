@@ -10,7 +10,6 @@ import signal
 import tarfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from cahlib.core import status
 from cahlib.core.background import BackgroundLoop
 from cahlib.core.errors import ConfigError
 from cahlib.core.run_directory import RunDirectory
+from cahlib.run.disk_space import folder_size
 
 #: Names of the files in the kernel's private input.
 TICKET_NAME, STATE_ARCHIVE = "ticket.json", "state.pack"
@@ -68,21 +68,12 @@ def receive_settings(
 
 def stop_when_full(home: Path, most: int = MAX_OUTPUT) -> bool:
     """Stop the run, as Ctrl-C does, if its output is near the bytes that are kept; return if so."""
-    if _size(home.parent) < most:
+    if folder_size(home.parent) < most:
         return False
     told = status.read_status(RunDirectory(home).status)
     if status.is_alive(told):
         os.kill(int(told["pid"]), signal.SIGTERM)
     return True
-
-
-def _size(folder: Path) -> int:
-    """Return the bytes of all files in a folder; some may vanish meanwhile."""
-    size = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            size += path.stat().st_size if path.is_file() else 0
-    return size
 
 
 def session_run_name(session: str) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import signal
 import subprocess
 import time
@@ -102,6 +103,20 @@ def test_a_run_ends_before_its_output_is_more_than_kaggle_keeps(tmp_path):
             raise
         assert process.wait() == -signal.SIGTERM
         assert stop_when_full(home, most=2000)  # nobody is there any more
+
+
+def test_a_folder_that_vanishes_meanwhile_does_not_end_the_watch(tmp_path, monkeypatch):
+    scan, home = os.scandir, tmp_path / "dataset"
+    (home / "begun").mkdir(parents=True)
+
+    def vanishing(folder):
+        if Path(folder).name == "begun":
+            Path(folder).rmdir()
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert not stop_when_full(home, most=9000)
+    assert not (home / "begun").exists()
 
 
 def test_a_session_ends_a_quarter_of_an_hour_early_or_less():
