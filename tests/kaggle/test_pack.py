@@ -114,8 +114,9 @@ def test_a_folder_that_vanishes_meanwhile_does_not_end_the_watch(tmp_path, monke
             Path(folder).rmdir()
         return scan(folder)
 
-    monkeypatch.setattr(os, "scandir", vanishing)
-    assert not stop_when_full(home, most=9000)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", vanishing)
+        assert not stop_when_full(home, most=9000)
     assert not (home / "begun").exists()
 
 
