@@ -1,6 +1,7 @@
 # make demo   a shard of the embedded web becomes a dataset, on this machine, offline
 # make test   lint, types and all tests, by TESTERS (6) processes; SEED=… repeats an order
-# make quick  the same of the tests that start no process and load no model
+# make quick  the same of the tests that start no process and load no model, a tenth of their
+#             random examples
 # make coverage  all tests, and how much of each package they cover, branches included
 # make test-nodes  the swarm's nodes and a tracker as real machines, booted by systemd-nspawn
 # make test-classic  the notebook with Colab's ipywidgets 7.7.1, in a Jupyter of its time
@@ -28,7 +29,7 @@ demo: .venv/demo
 test quick coverage: export PYTHONDONTWRITEBYTECODE :=
 
 TESTERS ?= 6
-quick: TESTERS = 4
+quick: TESTERS = 3
 # of the order of the tests and of what is random in them; pytest's line shows it
 SEED := $(or $(SEED),$(shell date +%s))
 pytest = $(bin)/pytest -n $(TESTERS) --no-loadscope-reorder --durations=20 --randomly-seed=$(SEED)
