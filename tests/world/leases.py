@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,10 +21,9 @@ from cahlib.tracker.request_limits import RequestLimits
 from cahlib.tracker.schema import failures, people, workers
 from cahlib.tracker.service import Service, TrackerSettings
 from tests.tracker.conftest import Clock, wats
+from tests.world import memory
 
 LEASE = 60
-#: Each change waits for the disk, of which there are thousands: 144 s on one that is busy.
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 PARCEL = {"url": "s3://parcels/a.tar", "sha256": "0" * 64, "size": 5}
 
 
@@ -121,7 +119,8 @@ class World:
 
     def __init__(self, switch, address, template, *, kind, count, shared=DyingShared):
         self.switch, self.address, self.kind, self._shared = switch, address, kind, shared
-        self.folder = Path(tempfile.mkdtemp(dir=MEMORY))
+        self.folder = Path(tempfile.mkdtemp(dir=memory.folder())) / "run"
+        self.folder.mkdir()
         shutil.copy(template, self.folder / "tracker.sqlite")
         url = f"sqlite:///{self.folder / 'tracker.sqlite'}"
         self.clock, self.fuse, self.log = Clock(), Fuse(), Hearing()
@@ -166,7 +165,7 @@ class World:
         logging.getLogger("cahlib.ledger.remote").removeHandler(self.log)
         self.ledger.close()
         self.database.close()
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder.parent)
 
     def held(self):
         """The shards that the tracker counts as the worker's, whoever it was at the time."""
