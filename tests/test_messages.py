@@ -16,8 +16,8 @@ MESSAGES = Path(__file__).parent / "data" / "messages.txt"
 
 #: Calls whose arguments people read, beside everything that is raised.
 CALLS = {
-    "print", "print_message", "print_note", "tell", "say", "log", "warning", "info", "error",
-    "exception", "report", "_report", "_report_once",
+    "print", "print_from_handler", "print_message", "print_note", "tell", "say", "log", "warning",
+    "info", "error", "exception", "report", "_report", "_report_once",
 }  # fmt: skip
 #: Calls whose third argument are lines that people read, made before it.
 RESULTS = {"print_result", "print_run"}

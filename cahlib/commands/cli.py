@@ -46,7 +46,7 @@ from cahlib.core.errors import (
 from cahlib.core.own_process import begin_own_process, pandas_hidden, uncollected
 from cahlib.core.run_directory import RunDirectory
 from cahlib.core.secret_store import WATCHDOG_VARIABLE
-from cahlib.core.signals import handle_termination, silence_terminal
+from cahlib.core.signals import handle_termination, print_from_handler, silence_terminal
 from cahlib.core.terminal import confirm, print_note, quiet_output, report_stopped, robust_streams
 from cahlib.run.environment import build_job, read_environment
 from cahlib.run.orphan_reminder import orphan_reminder
@@ -339,10 +339,9 @@ def _stoppable() -> Iterator[threading.Event]:
         elif stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print(
-            "\ncah: finishing what is being scored; press Ctrl-C again to leave at once "
-            "(finished work is kept).",
-            file=sys.stderr,
+        print_from_handler(
+            "finishing what is being scored; press Ctrl-C again to leave at once "
+            "(finished work is kept)."
         )
 
     with handle_termination(on_signal):

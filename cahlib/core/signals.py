@@ -45,6 +45,15 @@ def silence_terminal() -> None:
     os.close(nowhere)
 
 
+def print_from_handler(sentence: str) -> None:
+    """Print an error from the handler of a signal, which may have interrupted a print.
+
+    A stream must not be entered twice: print() would raise RuntimeError.
+    """
+    with suppress(OSError):
+        os.write(2, f"\ncah: {sentence}\n".encode())
+
+
 @contextmanager
 def defer_signals(explain: Callable[[], str]) -> Iterator[None]:
     """Ignore these signals meanwhile: leaving now would leave servers that cost money.
@@ -53,8 +62,7 @@ def defer_signals(explain: Callable[[], str]) -> Iterator[None]:
     """
 
     def handle(number: int, frame: object) -> None:
-        with suppress(OSError):  # not print(), which the signal may have interrupted
-            os.write(2, f"\ncah: {explain()}\n".encode())
+        print_from_handler(explain())
 
     if threading.current_thread() is not threading.main_thread():
         yield
