@@ -353,7 +353,7 @@ def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path):
             networks_for=swarm.networks_for,
             timeouts=install.SetupTimeouts(ssh=0.5),
         )
-    with pytest.raises(install.NotReady, match=r"crawl.log on beta:\n(.*\n)*.* - INFO - "):
+    with pytest.raises(install.NotReady, match=r"crawl.log on beta:\n(.*\n)*.*distributed"):
         install.set_up_node(
             swarm.logins[1],
             install.Package(wheel=tmp_path / "cahlib-0-py3-none-any.whl", pins=""),
