@@ -18,12 +18,12 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 import venv
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from cahlib.core.retry import wait_until
 from cahlib.swarm import install
 from cahlib.swarm.ssh import Login
 from cahlib.swarm.startup import Startup
@@ -133,9 +133,7 @@ class Host:
         """Have its services end by themselves, so that `make coverage` gets their figures."""
         self.kill(f"{self.base}/crawl")  # these would start them again
         self.kill("distributed.cli", signal.SIGTERM)
-        deadline = time.monotonic() + 10
-        while self.processes("distributed.cli") and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: not self.processes("distributed.cli"), timeout=10, pause=0.05)
 
     def off(self) -> None:
         """Cut its power, as far as processes go."""
