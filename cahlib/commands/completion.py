@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from typing import Any
 
 from cahlib.commands.parser import Parser
@@ -40,6 +41,7 @@ def add(commands: Any, cah: Parser) -> None:
 def _completion(chosen: argparse.Namespace, cah: Parser) -> int:
     import shtab
 
+    cah = copy.deepcopy(cah)  # with the choices below it would refuse `--forms images,embeddings`
     known = {each.name: each for each in settings()}
     for _, parser in cah.commands():
         for action in parser._actions:

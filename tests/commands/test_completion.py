@@ -96,3 +96,8 @@ def test_fish_completes_what_is_typed(answers):
     script = f"source cah.fish; for each in {' '.join(asked)}; complete -C $each; end"
     found = [line.split("\t")[0] for line in answers("fish", "cah.fish", script, ())]
     assert found == [done.split()[-1] for done in TYPED.values()]
+
+
+def test_what_completes_values_refuses_none(capsys):
+    assert said(capsys, "completion", "bash").returncode == 0
+    assert "cah: contact" in said(capsys, "run", "--forms", "images,embeddings").stderr
