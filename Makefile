@@ -1,6 +1,6 @@
 # make demo   a shard of the embedded web becomes a dataset, on this machine, offline
 # make test   lint, types and all tests, by TESTERS (6) processes; SEED=… repeats an order
-# make quick  the same of the tests that start no process and load no model, a tenth of their
+# make quick  the same of the tests that start no process or server and load no model, with few
 #             random examples
 # make coverage  all tests, and how much of each package they cover, branches included
 # make test-nodes  the swarm's nodes and a tracker as real machines, booted by systemd-nspawn
