@@ -47,6 +47,7 @@ coverage: .venv/dev
 	$(bin)/coverage erase
 	$(bin)/coverage run -m pytest -n $(TESTERS) --no-loadscope-reorder
 	$(bin)/coverage combine --quiet
+	@rm -f .coverage/data.*  # of what was killed as it wrote them: each report would try them again
 	@set -f; low=0; \
 	for each in *.py $$(set +f; cd cahlib && printf '%s**\n' [!_]*/); do \
 	printf '%-24s' "cahlib/$$each"; \
