@@ -69,9 +69,22 @@ def _run(
         result = job_result(run_guarded(*job, partial(worker.log_event, wire.PROGRESS_TOPIC)))
         if not (parcel := result.parcel):
             return result
+        if _is_released(worker, job[0]):  # else its files would stay on this machine's disk
+            for path in (parcel.path.with_suffix(".json"), parcel.path):
+                remove_file(str(path))
+            return wire.JobResult(host=host)
         manifest = _offer_file(parcel.path.with_suffix(".json"), "", context.staging)
         files = (manifest, _offer_file(parcel.path, parcel.sha256, context.staging))
         return wire.JobResult(parcel=parcel, host=host, files=files)
+
+
+def _is_released(worker: Any, key: str) -> bool:
+    """Return whether a running job was taken back or its driver is gone: nobody asks for its end.
+
+    Dask lets what runs go on, and discards its result.
+    """
+    task = worker.state.tasks.get(key)
+    return task is None or task.state == "cancelled"
 
 
 class SlotPlugin(WorkerPlugin):

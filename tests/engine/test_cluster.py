@@ -233,6 +233,28 @@ def test_a_job_that_dask_put_behind_another_one_goes_to_a_worker_that_comes_late
         assert {scrapers.take(timeout=jobs.LIMIT) for _ in "01"} == {("0", "done"), ("1", "done")}
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_the_parcel_of_a_job_that_outlives_its_driver_goes_to_the_next_or_away(tmp_path, again):
+    away = tmp_path / "away"
+    given = ("parcel", jobs.wait_and_write_parcel, tmp_path, away)
+    with within() as theirs:
+        address = ClusterAddress(address=theirs.scheduler_address, parcel_folder=str(away))
+        tasks = theirs.workers[0].state.tasks
+        with remote_engine(address, tmp_path / "home") as first:
+            first.submit(*given, limit=jobs.LIMIT)
+            jobs.wait_for(tmp_path / "1")
+        jobs.until(lambda: [each.state for each in tasks.values()] == ["cancelled"])
+        with remote_engine(address, tmp_path / "home") as second:
+            if again:
+                second.submit(*given, limit=jobs.LIMIT)
+                jobs.until(lambda: [each.state for each in tasks.values()] == ["executing"])
+            (tmp_path / "go").touch()
+            if again:
+                assert second.take(timeout=jobs.LIMIT)[1].path.stat().st_size == 3000
+            jobs.until(lambda: not tasks)
+    assert away.exists() and not list(away.iterdir())
+
+
 def test_a_job_that_is_given_again_at_once_is_done_again(tmp_path):
     told = [tmp_path / f"{number}" for number in range(10)]
     with (

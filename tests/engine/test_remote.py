@@ -93,8 +93,9 @@ def test_a_scrape_over_the_swarm_equals_one_on_this_machine(swarm, scrapers, tmp
         assert _content(far[shard.id]) == _content(near[shard.id])
         assert far[shard.id].stats.as_dict() == near[shard.id].stats.as_dict()
         assert _outcomes(far[shard.id]) == _outcomes(near[shard.id]) != []
-    for host in swarm.machines.all.values():
-        assert not list((host.home / "parcels").iterdir())
+    kept = [host.home / "parcels" for host in swarm.machines.all.values()]
+    # one that was taken back and given to the other node may end later
+    jobs.until(lambda: not [path for folder in kept for path in folder.iterdir()])
 
 
 @needs_hosts

@@ -123,6 +123,14 @@ def write_parcel(
     )
 
 
+def wait_and_write_parcel(
+    told: Path, folder: Path, *, limit: float, report: Callable[[object], None]
+) -> Parcel:
+    """Write a parcel once the file "go" is there."""
+    note_and_wait(told, limit=limit, report=report)
+    return write_parcel(3000, "", folder, limit=limit, report=report)
+
+
 def fill_disk(folder: Path, *, limit: float, report: Callable[[object], None]) -> None:
     """Write a parcel that is larger than the disk; nothing of it stays."""
     path = folder / "large.part"
