@@ -44,8 +44,6 @@ from cahlib.engine.worker import JobContext, run_remote_job
 _MAX_ATTEMPTS = 5
 
 _CLOSE_TIMEOUT = 5  #: seconds for each step of leaving a cluster
-
-_CLOSE_TIMEOUT = 5  #: seconds for each step of leaving a cluster
 #: Seconds in which at least one of the machines must be repaired if all fail.
 _REPAIR_TIMEOUT, _FIX = 180.0, "Fix that, then run the same command again; finished work is kept."
 
@@ -137,7 +135,7 @@ class RemoteEngine:
             found = cluster.list_workers(client)
             # not by their reports: a worker that hangs reports nothing
             assigned = client.processing()
-        except CONNECTION_ERRORS as error:
+        except (*CONNECTION_ERRORS, AttributeError) as error:  # of a client that was just closed
             raise RunError(f"{self._address.address} does not answer ({error}).") from error
         now, known = time.monotonic(), self._jobs.copy()
         jobs = {each: tuple(key for key in keys if key in known) for each, keys in assigned.items()}
@@ -201,7 +199,9 @@ class RemoteEngine:
     def _watch(self) -> bool:
         """Check the jobs and the connection; return whether an error has ended that."""
         error = capture(self._look).exception()
-        if error and not isinstance(error, (*CONNECTION_ERRORS, RunError)):
+        # another thread closed the client, whose scheduler is None then
+        closed = isinstance(error, AttributeError) and self._client.status != "running"
+        if error and not closed and not isinstance(error, (*CONNECTION_ERRORS, RunError)):
             self._lost = error  # unsuitable workers, or a bug
             return True
         if error:
@@ -218,7 +218,7 @@ class RemoteEngine:
         if self._client.status in ("closed", "closing"):
             address = self._address
             self._client = self._connect(address)
-            if address is not self._address:  # `move` was called meanwhile
+            if address is not self._address or self._closing.is_set():  # meanwhile
                 self._client.close(timeout=5)
                 return
             self._prepare_client()
@@ -361,8 +361,10 @@ class RemoteEngine:
         if job.ended:  # the watcher and a pull may both see its failure
             return
         job.ended, job.last_report = True, None
-        self._release(key, job)
-        self._finished.put((key, result))
+        try:
+            self._release(key, job)
+        finally:
+            self._finished.put((key, result))
 
     def _release(self, key: str, job: RemoteJob) -> None:
         """Let the scheduler forget a job."""

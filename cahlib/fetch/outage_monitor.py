@@ -115,6 +115,8 @@ class OutageMonitor:
         finally:
             probe.cancel()
             await asyncio.gather(probe, return_exceptions=True)
+        if not (answered or before) and self._state.stood_still_since(begun):
+            return False  # this machine, not the network, may have been too slow; it asks again
         if answered and before:
             await self._back()
         self._state.record_probe(begun, time.monotonic(), answered=answered)

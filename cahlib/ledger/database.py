@@ -39,7 +39,6 @@ class Database:
         # writers only wait for each other's locks; some connections stay free for readers.
         self._writers = _FairSemaphore(1 if self.is_sqlite else 12)
         self._closed = False
-        event.listen(self.engine, "checkin", self._on_returned)
 
     @property
     def is_sqlite(self) -> bool:
@@ -55,7 +54,7 @@ class Database:
     def write(self) -> Iterator[Connection]:
         """Provide a transaction that writes, committed as a whole or not at all."""
         with (
-            _translated_errors(self._location),
+            self._use(),
             self._writers.acquired(),
             self._writing.begin() as connection,
         ):
@@ -64,14 +63,14 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Provide a transaction that only reads."""
-        with _translated_errors(self._location), self.engine.connect() as connection:
+        with self._use(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def cursor(self) -> Iterator[Any]:
         """Provide SQLite's own cursor, for a single SELECT: a seventh of the time of `read`."""
         with (
-            _translated_errors(self._location),
+            self._use(),
             closing(self.engine.raw_connection()) as connection,
             closing(connection.cursor()) as cursor,
         ):
@@ -80,11 +79,17 @@ class Database:
     def close(self) -> None:
         """Close all connections; those in use as soon as they are returned."""
         self._closed = True
-        self.engine.dispose()
+        self.engine.pool.dispose()  # the engine's dispose would also replace it
 
-    def _on_returned(self, connection: Any, record: object) -> None:
-        if self._closed and connection is not None:  # the pool it belongs to is gone
-            connection.close()
+    @contextmanager
+    def _use(self) -> Iterator[None]:
+        """Translate errors, and close the connection that is returned after `close`."""
+        try:
+            with _translated_errors(self._location):
+                yield
+        finally:
+            if self._closed:  # looked at after the return: what `close` did not see, this does
+                self.engine.pool.dispose()
 
 
 def insert_into(connection: Connection, table: Table) -> Any:

@@ -323,7 +323,7 @@ class Panel:
 
         def act() -> None:
             try:
-                self._guarded(work)()
+                self._attempt(work)  # what nobody clicked clears no message
             finally:
                 self._doing.discard(what)
                 self._refresh()

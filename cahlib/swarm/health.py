@@ -39,6 +39,7 @@ class HealthRules:
     grace: float = 20  #: for which a node must be unhealthy before anything is done
     head_grace: float = 120  #: the same for a silent scheduler: perhaps we are offline
     restart_grace: float = 120  #: for a node to become healthy after a restart
+    restart_timeout: float = 20  #: for a node to answer SSH and restart its service
     drain: float = 30  #: to fetch finished parcels before a node is deleted
     min_replacements: int = 3  #: in a run, or as many as it has nodes if that is more
 
@@ -175,7 +176,9 @@ class HealthMonitor:
             try:
                 for unit in ("crawl-head", "crawl") if head else ("crawl",):
                     install.restart_service(
-                        self._firewall.login_of(node), unit=unit, timeout=self._rules.grace
+                        self._firewall.login_of(node),
+                        unit=unit,
+                        timeout=self._rules.restart_timeout,
                     )
             except (ssh.CommandFailed, ssh.Unreachable):  # waiting for it would be futile
                 since = time.monotonic() - self._rules.restart_grace + self._rules.grace

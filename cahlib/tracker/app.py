@@ -48,7 +48,9 @@ Credentials = Annotated[HTTPAuthorizationCredentials, Security(HTTPBearer())]
 def create_app(settings: TrackerSettings, *, clock: Callable[[], float] | None = None) -> FastAPI:
     """Return the application; its database must be migrated."""
     service = Service(settings) if clock is None else Service(settings, clock=clock)
-    stream = EventStream(partial(pages.overview_values, service), each=settings.limits.streams)
+    stream = EventStream(  # by threads whose end the service awaits before its database closes
+        partial(pages.overview_values, service), service.threads, each=settings.limits.streams
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -12,6 +12,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from typing import Any, TypeAlias
 
 from starlette.exceptions import HTTPException
@@ -38,9 +39,12 @@ _HEADERS = [
 class EventStream:
     """The stream of all viewers, as one ASGI application."""
 
-    def __init__(self, read: ReadValues, *, each: int) -> None:
-        """Set ``each``, the most streams of one address; 0 for any number."""
-        self._read, self._each = read, each
+    def __init__(self, read: ReadValues, threads: Executor, *, each: int) -> None:
+        """Set ``each``, the most streams of one address; 0 for any number.
+
+        ``threads`` call ``read``.
+        """
+        self._read, self._threads, self._each = read, threads, each
         self._waiting: set[asyncio.Future[bytes]] = set()
         self._watching: Counter[str] = Counter()
         self._known: set[str] = set()  #: keys of the items sent
@@ -56,7 +60,8 @@ class EventStream:
                 self._snapshot = b""
                 continue
             try:
-                news = self._news(*await asyncio.to_thread(self._read))
+                read = asyncio.get_running_loop().run_in_executor(self._threads, self._read)
+                news = self._news(*await read)
             except DatabaseUnavailable:
                 continue
             if not news and time.monotonic() - last_sent > _KEEP_ALIVE:
