@@ -263,8 +263,8 @@ def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_goes_on(
     until(lambda: parcels(folder))
     command.press_ctrl_c(process)
     line = next(line for line in process.stdout if "finishing what" in line)
-    held.go.set()
     said = line + process.communicate()[0]
+    held.go.set()  # not before: all might be done before the run looks for its end
     assert process.returncode == 3 and "Stopped early: " in said
     assert "Traceback" not in said
     assert not list(folder.glob("**/*.part"))

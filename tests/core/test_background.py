@@ -5,6 +5,7 @@ import weakref
 import pytest
 
 from cahlib.core.background import BackgroundLoop, capture
+from tests.world.jobs import LIMIT
 
 
 class Looks:
@@ -23,7 +24,7 @@ class Looks:
 def test_a_loop_calls_until_its_block_ends():
     looks = Looks(last=2)
     with BackgroundLoop(0.001, lambda: looks() and None) as loop:
-        assert looks.reached.wait(10) and loop.is_running()
+        assert looks.reached.wait(LIMIT) and loop.is_running()
     made = looks.made
     assert not loop.is_running() and looks.made == made
 
@@ -32,7 +33,7 @@ def test_a_call_that_returns_true_is_the_last():
     looks = Looks()
     loop = BackgroundLoop(0.001, looks)
     loop.start()
-    assert looks.reached.wait(10)
+    assert looks.reached.wait(LIMIT)
     loop.stop()
     assert looks.made == 3 and not loop.is_running()
 
@@ -43,7 +44,7 @@ def test_a_loop_waits_unless_it_is_woken(at_once):
     with BackgroundLoop(3600, looks, at_once=at_once) as loop:
         if not at_once:
             loop.wake()
-        assert looks.reached.wait(10)
+        assert looks.reached.wait(LIMIT)
     assert looks.made == 1
 
 
@@ -57,7 +58,7 @@ def test_a_loop_that_was_never_started_or_stops_itself_does_not_wait_for_itself(
 
     loop = BackgroundLoop(0.001, look)
     loop.start()
-    assert stopped.wait(10)
+    assert stopped.wait(LIMIT)
 
 
 class Kept(Exception):

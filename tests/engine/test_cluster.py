@@ -92,13 +92,15 @@ def test_runs_on_one_cluster_take_nothing_of_each_others(tmp_path, staging):
 
 
 def test_workers_that_could_not_serve_files_are_refused(tmp_path):
+    before = {*threading.enumerate()}
     with cluster(threads=1) as theirs:
         with (
             pytest.raises(ConfigError, match="--nthreads 2"),
             remote_engine(ClusterAddress(address=theirs.scheduler_address), tmp_path),
         ):
             pass
-    assert not [t for t in threading.enumerate() if t.name == "keeper"]
+    begun = {*threading.enumerate()} - before
+    assert not [thread for thread in begun if thread.name == "keeper"]
 
 
 WITHOUT = """
@@ -243,11 +245,11 @@ def test_the_parcel_of_a_job_that_outlives_its_driver_goes_to_the_next_or_away(t
         with remote_engine(address, tmp_path / "home") as first:
             first.submit(*given, limit=jobs.LIMIT)
             jobs.wait_for(tmp_path / "1")
-        jobs.until(lambda: [each.state for each in tasks.values()] == ["cancelled"])
+        jobs.until(lambda: [each.state for each in list(tasks.values())] == ["cancelled"])
         with remote_engine(address, tmp_path / "home") as second:
             if again:
                 second.submit(*given, limit=jobs.LIMIT)
-                jobs.until(lambda: [each.state for each in tasks.values()] == ["executing"])
+                jobs.until(lambda: [each.state for each in list(tasks.values())] == ["executing"])
             (tmp_path / "go").touch()
             if again:
                 assert second.take(timeout=jobs.LIMIT)[1].path.stat().st_size == 3000
@@ -346,7 +348,7 @@ def test_a_cluster_that_goes_while_it_is_asked_for_the_first_time_is_named(tmp_p
     with within(workers=0) as there:
 
         def connect_and_lose(address):
-            client = connect(address, 5)
+            client = connect(address, jobs.LIMIT)
             client.close()
             return client
 

@@ -4,6 +4,7 @@ These tests earn their seconds: real sshd, real TLS and real Dask processes, kil
 """
 
 import logging
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -45,6 +46,9 @@ def swarm(tmp_path_factory):
     with hosts.Hosts(folder) as machines:
         for name in ("alpha", "beta"):
             machines.boot(name, user_data(keys, name))
+            settings = machines.all[name].base / "etc" / "dask.yaml"  # else a cut may last too long
+            patient = settings.read_text().replace("tcp: 30s", "tcp: 240s")
+            settings.write_text(patient.replace("worker-ttl: 60s", "worker-ttl: 240s"))
         swarm = Swarm(machines, keys, package)
         failed = hosts.set_up(swarm.logins, package)
         assert not failed
@@ -53,7 +57,7 @@ def swarm(tmp_path_factory):
 
 @pytest.fixture
 def scrapers(swarm, tmp_path):
-    with remote_engine(swarm.reach(), tmp_path / "home") as scrapers:
+    with remote_engine(swarm.reach(), tmp_path / "home", timeout=jobs.LIMIT) as scrapers:
         assert not scrapers.await_nodes(["alpha", "beta"], timeout=jobs.LIMIT)
         yield scrapers
 
@@ -220,6 +224,7 @@ def test_a_cut_of_the_network_is_survived_by_the_running_job(swarm, tmp_path):
 
 
 _DRIVER = """
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -233,7 +238,7 @@ address = ClusterAddress(address=address, keys=SwarmKeys(Path(keys)))
 with remote_engine(address, Path(home)) as scrapers:
     scrapers.submit("orphan", jobs.note_and_wait, Path(home), limit=jobs.LIMIT)
     jobs.until(lambda: scrapers._jobs["orphan"].published)
-    Path(home, "sent").touch()
+    Path(home, "sent").write_text(str(os.getpid()))
     scrapers.take(timeout=jobs.LIMIT)
 """
 
@@ -242,9 +247,9 @@ with remote_engine(address, Path(home)) as scrapers:
 def test_a_driver_that_was_killed_finds_its_jobs_again(swarm, tmp_path):
     line = [zygote.interpreter(), "-c", _DRIVER, swarm.address, swarm.keys.folder, tmp_path]
     driver = subprocess.Popen(line, cwd=hosts.ROOT)
-    jobs.until((tmp_path / "sent").exists)
+    itself = jobs.wait_for(tmp_path / "sent")
     jobs.wait_for(tmp_path / "1")
-    driver.send_signal(signal.SIGKILL)
+    os.kill(itself, signal.SIGKILL)  # it may be a fork, whose end its starter is told of
     driver.wait()
     (tmp_path / "go").touch()
     with remote_engine(swarm.reach(), tmp_path) as scrapers:
@@ -343,7 +348,10 @@ def test_strangers_are_refused(swarm, tmp_path):
 
 
 @needs_hosts
-def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path):
+def test_a_node_that_does_not_come_up_shows_its_log(swarm, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        install, "ssh_session", lambda login, timeout=0: ssh_session(login, timeout=jobs.LIMIT)
+    )
     beta = swarm.host("beta")
     jobs.until(lambda: beta.log.strip())  # it may have been started just now
     nobody = Login(name="alpha", address=swarm.machines.address, keys=swarm.keys)

@@ -47,6 +47,8 @@ def swarm(tmp_path_factory):
         swarm.scheduler = scheduler
         swarm.reach = ClusterAddress(address=json.loads(at.read_text())["address"], keys=keys)
         swarm.work("node", "--preload", "tests.world.hostile")
+        with cluster.connect(swarm.reach, jobs.LIMIT) as client:
+            client.wait_for_workers(1, timeout=jobs.LIMIT)  # its start is no part of any flood
         yield swarm
 
 

@@ -81,7 +81,7 @@ def test_later_shards_and_runs_ask_a_dead_domain_no_more(tmp_path):
 
     with WithADeadHost() as web:
         job = replace_settings(
-            small.job(crawl, tmp_path / "dataset", web), read_timeout=1, total_timeout=2
+            small.job(crawl, tmp_path / "dataset", web), read_timeout=3, total_timeout=6
         )
         assert run(replace_settings(job, shards=2), scraping=scraping).shards.done == 2
         first = web.asked

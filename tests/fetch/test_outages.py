@@ -234,7 +234,7 @@ def test_a_shard_is_given_back_when_the_network_stays_away():
 def test_the_only_host_that_lives_does_not_hold_its_shard_by_dropping_us():
     links, dropped = some(["one.example"], each=72), threading.Event()
     with world(names={"one.example": ((FOUR, WEB),)}, most=0.5) as run:
-        brief = {"connect_timeout": 1, "read_timeout": 1, "consent": "headers"}
+        brief = {"connect_timeout": 5, "read_timeout": 5, "consent": "headers"}
         scraping = run.scrape(*links[:64], dropped, *links[64:], **brief)
         until(lambda: run.stats.left[Stage.FETCH] == 64)
         ip("-n", run.wires.far, *f"rule add from {WEB} blackhole".split())

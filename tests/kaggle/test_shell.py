@@ -1,5 +1,6 @@
 """kaggle.sh in bash and zsh, sourced and executed; it leaves its user's shell as it was."""
 
+import codecs
 import os
 import pty
 import shutil
@@ -237,20 +238,21 @@ def asked(environment, answers):
         start_new_session=True, close_fds=True,
     )  # fmt: skip
     os.close(theirs)
-    shown = _talked(ours, answers)
+    with open(ours, "r+b", buffering=0) as terminal:
+        shown = _talked(terminal, answers)
     return process.wait(), shown
 
 
 def _talked(terminal, answers):
     """Answer each question when it is asked; gives all that was shown."""
-    shown, seen = "", 0
+    shown, seen, decoder = "", 0, codecs.getincrementaldecoder("utf-8")()
     while True:
         try:
-            shown += os.read(terminal, 4096).decode()
+            shown += decoder.decode(terminal.read(4096))
         except OSError:  # the other side is gone
             return shown
         if answers and shown[seen:].rstrip(" ").endswith((":", "[y/N]")):
-            os.write(terminal, f"{answers.pop(0)}\n".encode())
+            terminal.write(f"{answers.pop(0)}\n".encode())
             seen = len(shown)
 
 

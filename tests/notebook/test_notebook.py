@@ -16,6 +16,7 @@ from cahlib.demo import world
 from cahlib.notebook.fields import FIRST_FIELDS
 from tests.world import cloud as clouds
 from tests.world import hosts, notebooks, zygote
+from tests.world.jobs import LIMIT
 
 #: What belongs into cahlib, not into a cell.
 LOGIC = (
@@ -35,6 +36,9 @@ def execute(path, **more):
             "--inplace",
             "--to",
             "notebook",
+            # else it goes on without what a busy kernel has not shown within four seconds
+            f"--ExecutePreprocessor.iopub_timeout={LIMIT}",
+            f"--ExecutePreprocessor.startup_timeout={LIMIT}",
             path.name,
         ],
         cwd=path.parent,

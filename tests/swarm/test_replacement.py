@@ -19,7 +19,7 @@ RULES = HealthRules()
 #: A node that is new has as long as a busy machine needs: one that is replaced never works.
 SOON = HealthRules(
     interval=0.3, max_silence=15, stalled=600, grace=1, head_grace=6, restart_grace=jobs.LIMIT,
-    drain=2,
+    restart_timeout=jobs.LIMIT, drain=2,
 )  # fmt: skip
 
 needs_hosts = pytest.mark.skipif(bool(hosts.lacking()), reason=hosts.lacking())
@@ -116,7 +116,14 @@ def test_a_server_that_does_not_come_up_keeps_no_other_waiting(cloud, tmp_path):
 def test_a_node_that_stands_still_is_restarted(cloud, tmp_path):
     said, rules = (
         [],
-        HealthRules(interval=0.3, max_silence=600, stalled=3, grace=1, restart_grace=jobs.LIMIT),
+        HealthRules(
+            interval=0.3,
+            max_silence=600,
+            stalled=3,
+            grace=1,
+            restart_grace=jobs.LIMIT,
+            restart_timeout=jobs.LIMIT,
+        ),  # fmt: skip
     )
     with scraping(cloud, tmp_path, said, rules) as engine:
         before = ours(cloud, "node")

@@ -7,7 +7,7 @@ import http.client
 import json
 import re
 import shutil
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from html import unescape
 from html.parser import HTMLParser
 from urllib.parse import urljoin, urlsplit
@@ -224,13 +224,12 @@ def watching(tracker):
     """Yield what a page that watches is sent, one event after another."""
     parts = urlsplit(tracker)
     connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=LIMIT)
-    connection.request("GET", "/live", headers={"Accept": "text/event-stream"})
-    answer = connection.getresponse()
-    assert (answer.status, answer.getheader("content-type")) == (200, "text/event-stream")
-    lines = iter(answer.readline, b"")
-    yield (json.loads(line[6:]) for line in lines if line.startswith(b"data: "))
-    connection.close()
-    answer.close()
+    with closing(connection):
+        connection.request("GET", "/live", headers={"Accept": "text/event-stream"})
+        with connection.getresponse() as answer:
+            assert (answer.status, answer.getheader("content-type")) == (200, "text/event-stream")
+            lines = iter(answer.readline, b"")
+            yield (json.loads(line[6:]) for line in lines if line.startswith(b"data: "))
 
 
 def test_who_watches_is_told_of_each_finished_shard_once(url, lease_store, fill, clock):

@@ -81,7 +81,7 @@ class Cloud:
     def servers(self, token: str | None = None) -> list[dict]:
         """All servers, or those of one token."""
         those = [self.accounts[token]] if token else self.accounts.values()
-        return [server for each in those for server in each.things["servers"].values()]
+        return [server for each in those for server in list(each.things["servers"].values())]
 
     def stranger(self, token: str) -> dict:
         """A server in the account that is not ours."""

@@ -134,7 +134,7 @@ class World:
         )  # once: putting its routes together takes long
         switch.app.state.service = service = Service(settings, clock=self.clock)
         switch.mode = "up"
-        self.lease_store, self.database = service.leases, service.database
+        self.service, self.lease_store, self.database = service, service.leases, service.database
         self.clock.now += 1000
         admin.add_wats(self.database, wats(count))
         if kind == "gpu":
@@ -164,7 +164,7 @@ class World:
     def close(self):
         logging.getLogger("cahlib.ledger.remote").removeHandler(self.log)
         self.ledger.close()
-        self.database.close()
+        self.service.close()
         shutil.rmtree(self.folder.parent)
 
     def held(self):

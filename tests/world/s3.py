@@ -1,5 +1,6 @@
 """A small S3 on loopback: as much of its API as a dataset's upload, check and listing need."""
 
+import gc
 import hashlib
 import threading
 from contextlib import contextmanager
@@ -65,6 +66,7 @@ def client(monkeypatch, *buckets):
         s3fs.S3FileSystem.clear_instance_cache()
         yield store
         s3fs.S3FileSystem.clear_instance_cache()
+        gc.collect()  # they close their sessions when they are collected, which elsewhere fails
 
 
 class _Handler(BaseHTTPRequestHandler):

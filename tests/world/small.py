@@ -72,6 +72,7 @@ def job(crawl: Path, folder: Path, web: Web, **place: float) -> Job:
         crawl=Crawl(crawl=str(crawl)),
         download=Download(
             contact="tests@example.org", replay=web.address, per_second=0, max_failures=0,
+            connect_timeout=60, read_timeout=60, total_timeout=60,  # nothing hangs in its web
         ),
         judge=Judge(model=str(demo.MODEL), threshold=-1, safety=str(demo.SAFETY)),
         output=Output(output=str(folder)),

@@ -35,7 +35,8 @@ class Swarm:
     @contextmanager
     def scraping(self, job, *, stop, swarm_status):
         """For `cahlib.run.pipeline.run`: scrape on the nodes."""
-        with remote_engine(self.reach(), job.output.folder / "run" / "parcels") as cluster:
+        folder = job.output.folder / "run" / "parcels"
+        with remote_engine(self.reach(), folder, timeout=jobs.LIMIT) as cluster:
             assert not cluster.await_nodes(["alpha", "beta"], timeout=jobs.LIMIT)
             yield _Supplied(cluster), cluster.folder
 

@@ -68,8 +68,13 @@ socket.send_fds(zygote, [json.dumps(told).encode()], [*spaces, *files])
 for number in (*spaces, *files):
     os.close(number)
 fork = int(zygote.recv(20) or 0)
+def hand(number, frame):
+    try:
+        os.kill(fork, number)
+    except ProcessLookupError:  # it has just ended
+        pass
 for each in handed if fork else ():
-    signal.signal(each, lambda number, frame: os.kill(fork, number))
+    signal.signal(each, hand)
 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 code = int(zygote.recv(20) or 1)
 if code < 0:
