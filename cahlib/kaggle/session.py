@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -30,8 +31,8 @@ from cahlib.kaggle.limits import MAX_QUEUE_HOURS, allowed_hours
 from cahlib.kaggle.service import KaggleAccount, KaggleUnavailable, KernelRefused, KernelState
 from cahlib.run.open_run import require_same_job
 
-#: Hours by which a kernel may end late.
-_LATE = 0.1
+#: Hours by which a kernel may end late; seconds by which its last lines may.
+_LATE, _LAST_LINES = 0.1, 10
 
 #: The part of a kernel's output that is the dataset; what is fetched last; what is not fetched.
 _BELOW = "dataset/"
@@ -237,8 +238,7 @@ def follow_kernel(
     in time.
     """
     pushed, began, away = time.monotonic(), 0.0, False
-    log = _log_printer(kaggle, kernel, report, pause)
-    log.start()
+    log = _LogPrinter(kaggle, kernel, report, pause)
     seen = ""
     try:
         while True:
@@ -254,6 +254,7 @@ def follow_kernel(
                 report(f"{kernel}: {state.name.lower() or 'not there'}")
                 seen = state.name
             if state.over:
+                log.finish()
                 return state
             now = time.monotonic()
             began = began or (now if state.name == "RUNNING" else 0.0)
@@ -266,7 +267,7 @@ def follow_kernel(
             tend()
             time.sleep(pause)
     finally:
-        log.stop(timeout=0)  # it may be waiting for a line
+        log.stop()
 
 
 def fetch_output(kaggle: KaggleAccount, kernel: str, folder: Path) -> int:
@@ -368,20 +369,32 @@ def _gone_after(
                 kaggle.remove(note.inputs)
 
 
-def _log_printer(
-    kaggle: KaggleAccount, kernel: str, report: Callable[[str], None], pause: float
-) -> BackgroundLoop:
-    """Return a loop that prints the kernel's log; a broken stream restarts from its beginning."""
-    printed = 0
+class _LogPrinter:
+    """Prints a kernel's log as it grows; a broken stream restarts from its beginning."""
 
-    def print_lines() -> None:
-        nonlocal printed
-        for number, line in enumerate(kaggle.log(kernel)):
-            if loop.stopping.is_set():
+    def __init__(
+        self, kaggle: KaggleAccount, kernel: str, report: Callable[[str], None], pause: float
+    ) -> None:
+        self._lines, self._report, self._printed = partial(kaggle.log, kernel), report, 0
+        self._read = threading.Event()  #: the stream was read to its end
+        self._loop = BackgroundLoop(pause, self._print, at_once=True)
+        self._loop.start()
+
+    def _print(self) -> None:
+        for number, line in enumerate(self._lines()):
+            if self._loop.stopping.is_set():
                 return
-            if number >= printed:
-                printed += 1
-                report(f"| {line.rstrip()}")
+            if number >= self._printed:
+                self._printed += 1
+                self._report(f"| {line.rstrip()}")
+        self._read.set()
 
-    loop = BackgroundLoop(pause, print_lines, at_once=True)
-    return loop
+    def finish(self) -> None:
+        """Wait for the last lines of a kernel that has ended: they say why."""
+        self._read.clear()
+        self._loop.wake()
+        self._read.wait(_LAST_LINES)
+
+    def stop(self) -> None:
+        """Print no more."""
+        self._loop.stop(timeout=0)  # it may be waiting for a line

@@ -24,6 +24,7 @@ from cahlib.kaggle.session import (
 from cahlib.swarm import wheel
 from tests.world import cloud as clouds
 from tests.world import kaggle
+from tests.world.jobs import until
 from tests.world.kaggle_sessions import HCLOUD, OUTPUTS, Launch
 
 
@@ -95,6 +96,13 @@ def test_a_kernel_is_pushed_followed_and_fetched(service, launch):
         "all servers are deleted",
     ):
         assert word in launch.text
+
+
+def test_the_last_lines_of_the_log_are_shown_though_the_kernel_is_over(service, launch):
+    service.run = completes
+    service.before = lambda name: name == "log" and until(lambda: ": complete" in launch.text)
+    launch()
+    assert "| shards 1/2" in launch.text
 
 
 def test_a_shard_that_is_here_stays_as_it_is(service, launch):

@@ -191,6 +191,7 @@ def _handler(service: Service) -> type[BaseHTTPRequestHandler]:
                 return
             if self.path.startswith("/output/"):
                 return self._say(200, kernel.outputs[self.path.removeprefix("/output/")])
+            service.before("log")
             events = "".join(f"data: {json.dumps({'data': line})}\n\n" for line in kernel.log)
             self._say(200, f"{events}data: END_OF_LOG\n\n".encode(), "text/event-stream")
 
