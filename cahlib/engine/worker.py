@@ -69,12 +69,12 @@ def _run(
         result = job_result(run_guarded(*job, partial(worker.log_event, wire.PROGRESS_TOPIC)))
         if not (parcel := result.parcel):
             return result
-        if _is_released(worker, job[0]):  # else its files would stay on this machine's disk
-            for path in (parcel.path.with_suffix(".json"), parcel.path):
+        written = {parcel.path.with_suffix(".json"): "", parcel.path: parcel.sha256}
+        if _is_released(worker, job[0]):  # else they would stay on this machine's disk
+            for path in written:
                 remove_file(str(path))
             return wire.JobResult(host=host)
-        manifest = _offer_file(parcel.path.with_suffix(".json"), "", context.staging)
-        files = (manifest, _offer_file(parcel.path, parcel.sha256, context.staging))
+        files = tuple(_offer_file(path, sha, context.staging) for path, sha in written.items())
         return wire.JobResult(parcel=parcel, host=host, files=files)
 
 

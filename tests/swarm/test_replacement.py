@@ -114,17 +114,11 @@ def test_a_server_that_does_not_come_up_keeps_no_other_waiting(cloud, tmp_path):
 
 @needs_hosts
 def test_a_node_that_stands_still_is_restarted(cloud, tmp_path):
-    said, rules = (
-        [],
-        HealthRules(
-            interval=0.3,
-            max_silence=600,
-            stalled=3,
-            grace=1,
-            restart_grace=jobs.LIMIT,
-            restart_timeout=jobs.LIMIT,
-        ),  # fmt: skip
-    )
+    said = []
+    rules = HealthRules(
+        interval=0.3, max_silence=600, stalled=3, grace=1, restart_grace=jobs.LIMIT,
+        restart_timeout=jobs.LIMIT,
+    )  # fmt: skip
     with scraping(cloud, tmp_path, said, rules) as engine:
         before = ours(cloud, "node")
         engine.submit("still", jobs.hang, tmp_path, limit=600)

@@ -6,6 +6,7 @@ import io
 import json
 import socket
 import time
+from statistics import quantiles
 
 import pytest
 
@@ -180,5 +181,5 @@ def test_several_server_processes_answer_without_waiting_for_acknowledgements(po
             assert connection.getresponse().read()
             taken.append(time.monotonic() - started)
         connection.close()
-    # else each packet waits 40 ms for the last one's receipt; a busy machine spares some
-    assert sorted(taken[12:])[3] < 0.03, taken
+    # else a packet waits 40 ms for the last one's receipt; a busy machine makes some slow, not most
+    assert quantiles(taken)[0] < 0.03, taken

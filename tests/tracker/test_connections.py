@@ -76,7 +76,7 @@ def test_silent_connections_keep_nobody_from_a_lease(tracker):
             assert ask(tracker, "/v1/lease", {}, secret=secret).json["shard"]
             waits.append(time.monotonic() - started)
         until(lambda: sum(map(ended, every)) >= SOCKETS - kept)
-    assert min(waits) < 1  # others may wait for the processor, on which all these are accepted
+    assert sorted(waits)[len(waits) // 2] < 1
 
 
 def test_the_oldest_silent_connection_of_an_address_makes_way(tracker, monkeypatch):
