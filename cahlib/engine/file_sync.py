@@ -18,9 +18,14 @@ import fsspec
 from distributed import Client, Future
 
 from cahlib.core.errors import RunError
-from cahlib.engine import transfer
 from cahlib.engine.cluster import ClusterAddress
-from cahlib.engine.transfer import DamagedFile, RemoteFile, checked_answer, run_on
+from cahlib.engine.transfer import (
+    DamagedFile,
+    RemoteFile,
+    checked_answer,
+    delete_files,
+    run_on,
+)
 from cahlib.engine.worker import (
     FileRef,
     cached_digest,
@@ -52,10 +57,9 @@ class FileSync:
                     sent = _push(client, file, host, self._address, self._ended)
                 self._sent.add(sent)
 
-    def clean_up(self, client: Client) -> None:
-        """Delete the files that were sent; raise as `transfer.delete_file` does."""
-        for sent in self._sent:
-            transfer.delete_file(client, sent, timeout=5)
+    def clean_up(self, client: Client, *, timeout: float) -> None:
+        """Delete the files that were sent, as `transfer.delete_files` does."""
+        delete_files(client, self._sent, timeout=timeout)
 
 
 def file_ref(path: str) -> FileRef:

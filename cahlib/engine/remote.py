@@ -180,7 +180,7 @@ class RemoteEngine:
         if self._client.status == "running":
             with suppress(*CONNECTION_ERRORS):
                 self._client.sync(self._cancel_jobs, callback_timeout=_CLOSE_TIMEOUT)
-                self._file_sync.clean_up(self._client)
+            self._file_sync.clean_up(self._client, timeout=_CLOSE_TIMEOUT)
         self._client.close(timeout=_CLOSE_TIMEOUT)  # ends what pulls wait for
         self._pulls.shutdown(wait=True)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -89,11 +90,20 @@ def fetch_parcel(
     return home / Path(files[-1].place).name
 
 
-def delete_files(client: Client, files: Sequence[RemoteFile]) -> None:
-    """Delete files at their source, if it answers."""
+def delete_files(client: Client, files: Iterable[RemoteFile], *, timeout: float = 60) -> None:
+    """Delete files at their source; those of machines that do not answer in time stay there."""
+    asked = []  # all machines at once: none waits for one that is gone
     for sent in files:
-        with suppress(*CONNECTION_ERRORS):  # else they stay on that machine's disk
-            delete_file(client, sent, timeout=60)
+        with suppress(*CONNECTION_ERRORS):
+            if sent.host:
+                asked.append(run_on(client, sent.host, remove_file, sent.place))
+            else:
+                system, path = fsspec.url_to_fs(sent.place)
+                system.rm(path)
+    deadline = time.monotonic() + timeout
+    for each in asked:
+        with suppress(*CONNECTION_ERRORS):
+            each.result(timeout=max(deadline - time.monotonic(), 0))
 
 
 def fetch_file(client: Client, sent: RemoteFile, target: Path, *, timeout: float) -> None:
@@ -119,15 +129,6 @@ def fetch_file(client: Client, sent: RemoteFile, target: Path, *, timeout: float
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
-
-
-def delete_file(client: Client, sent: RemoteFile, *, timeout: float) -> None:
-    """Delete a file at its source."""
-    if sent.host:
-        checked_answer(run_on(client, sent.host, remove_file, sent.place), type(None), timeout)
-        return
-    system, path = fsspec.url_to_fs(sent.place)
-    system.rm(path)
 
 
 def _pieces(client: Client, sent: RemoteFile, timeout: float) -> Iterator[bytes]:

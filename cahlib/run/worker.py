@@ -101,6 +101,8 @@ class _WorkerRun:
                     break
                 if finished := scrapers.take(timeout=tick):
                     self._take(*finished, slots=scrapers.slots)
+            while finished := scrapers.take(timeout=0):  # its parcel is uploaded already
+                self._take(*finished, slots=scrapers.slots)
         left = self._stop.is_set() and self._ledger.has_more()
         return WorkerResult(parcels=self._delivered, stopped=left)
 

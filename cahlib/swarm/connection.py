@@ -12,7 +12,7 @@ from cahlib.engine.remote import RemoteEngine, remote_engine
 from cahlib.swarm.provisioning import Provisioner
 from cahlib.swarm.startup import Startup, check_wanted
 
-#: Seconds in which workers must join.
+#: Seconds in which the scheduler must answer, and then workers join.
 _JOIN_TIMEOUT = 60
 
 
@@ -32,7 +32,7 @@ def joined_engine(
     """
     with ExitStack() as opened:
         try:
-            engine = opened.enter_context(remote_engine(address, folder))
+            engine = opened.enter_context(remote_engine(address, folder, timeout=_JOIN_TIMEOUT))
             _await_workers(engine, startup.up(), report)
         except RunError:
             check_wanted(provisioner)

@@ -3,7 +3,6 @@
 These tests earn their seconds: they start the command as a process, and kill it.
 """
 
-import dataclasses
 import fcntl
 import json
 import shlex
@@ -14,7 +13,6 @@ import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from threading import Event
 from urllib.parse import urlsplit
 
 import psutil
@@ -28,7 +26,6 @@ from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.dataset.maintain.verify import verify
 from cahlib.dataset.manifest import read_manifests
 from cahlib.demo import world
-from cahlib.demo.web import Answer, Web
 from tests.world import awake, command, judged
 from tests.world.jobs import LIMIT, until
 
@@ -47,14 +44,9 @@ def web(shown):
 @pytest.fixture(scope="module")
 def whole():
     """The world with all of its traps, and the options of a run that none of them holds up long."""
-    shown = world.build()
-    for_ever = {
-        url: dataclasses.replace(answer, pace=3600)
-        for url, answer in shown.answers.items()
-        if isinstance(answer, Answer) and answer.pace
-    }
-    with dataclasses.replace(shown, answers={**shown.answers, **for_ever}).serve() as web:
-        yield shown, web, {f"{what}_timeout": 15 for what in ("connect", "read", "total")}
+    shown = awake.endless(world.build())
+    with shown.serve() as web:
+        yield shown, web, awake.TIMEOUTS
 
 
 @pytest.fixture(scope="module")
@@ -66,25 +58,9 @@ def undisturbed(whole, tmp_path_factory):
     return folder
 
 
-class Held(Web):
-    """The demo's web, which keeps a picture back until it may ``go``: its shard stays in work."""
-
-    def __init__(self, shown) -> None:
-        crawl = Answer(body=shown.wat, type="application/gzip")
-        super().__init__({demo.WAT_PATH: crawl, **shown.answers})
-        good = [each for each in shown.exhibits if each.reason is None]
-        self.kept_back = {urlsplit(url).path for url in good[-1].answers}
-        self.go = Event()
-
-    def answer(self, request):
-        if urlsplit(request.url).path in self.kept_back:
-            self.go.wait()
-        return super().answer(request)
-
-
 @pytest.fixture
 def held(shown):
-    with Held(shown) as web:
+    with awake.Held(shown) as web:
         yield web
         web.go.set()
 
@@ -288,9 +264,9 @@ def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(held, undisturbed, tmp
     assert_same(folder, undisturbed)
 
 
-def test_a_time_limit_ends_a_run_in_time(web, tmp_path):
+def test_a_time_limit_ends_a_run_in_time(held, tmp_path):
     folder = tmp_path / "dataset"
-    ran = command.cah("run", *run_options(web, folder, hours=2 / 3600))
+    ran = command.cah("run", *run_options(held, folder, hours=2 / 3600))
     assert ran.returncode == 3, ran.stderr
     assert "Stopped early: " in ran.stderr and "the same command again" in ran.stderr
     assert not list(folder.glob("**/*.part"))

@@ -96,8 +96,9 @@ class Machine:
                 for path in working.rglob("*")
                 if path.is_file()
             }
-            kernel.states = ["ERROR" if self.process.returncode else "COMPLETE"]
             kernel.log = [(self.folder / "log").read_text()]
+            # last: another thread may look meanwhile
+            kernel.states = ["ERROR" if self.process.returncode else "COMPLETE"]
 
     def off(self) -> None:
         if self.process and self.process.poll() is None:

@@ -13,6 +13,7 @@ from cahlib.crawl.shards import list_shards
 from cahlib.crawl.tables.slices import Slices, read_slice
 from cahlib.demo.web import Answer, Web
 from tests.world import hub, s3, tables
+from tests.world.ports import free_port
 
 
 def cut(slices, shard, crawl, failed):
@@ -91,7 +92,7 @@ def test_a_table_that_changes_or_vanishes_midway_fails_its_shards(tmp_path, endi
     old, new = (
         tables.write(tmp_path / f"{n}.{ending}", tables.rows(n)).read_bytes() for n in (30, 31)
     )
-    with Web({"/t": Answer(body=old)}) as web:
+    with Web({"/t": Answer(body=old)}, port := free_port()) as web:
         crawl = Crawl(links=(f"http://{web.address}/t",), shard_links=10)
         shards, failed = list(list_shards(crawl)), []
         assert len(cut(Slices(tmp_path / "one", sleep=lambda _: None), shards[0], crawl, failed))
@@ -102,7 +103,7 @@ def test_a_table_that_changes_or_vanishes_midway_fails_its_shards(tmp_path, endi
         (Answer(status=503), "cannot be read: the server answers with status 503"),
         (Answer(body=old, cut=100), "cannot be read|damaged|changed"),
     ):
-        with Web({"/t": answer}, int(web.address.rpartition(":")[2])):
+        with Web({"/t": answer}, port):
             slices = Slices(tmp_path / "two", sleep=lambda _: None)
             assert cut(slices, shards[1], crawl, failed) is None
         assert re.search(sentence, failed[-1])

@@ -4,11 +4,14 @@ from collections import Counter
 
 import pytest
 
+from cahlib.core.config import replace_settings
 from cahlib.core.records import DropReason, Stage, Stats
 from cahlib.crawl.shards import list_shards
 from cahlib.demo import job, world
 from cahlib.parcel.parcel import read_images, unpack_outcomes
 from cahlib.run.scrape import scrape
+from tests.world import awake
+from tests.world.jobs import LIMIT
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +23,10 @@ def demo():
 def scraped(demo, tmp_path_factory):
     """The stats of both halves, the pairs of their images by how often each came, the outcomes."""
     folder = tmp_path_factory.mktemp("parcels")
-    with demo.serve() as web:
-        asked = job("demo-dataset", web)
+    with awake.endless(demo).serve() as web:
+        asked = replace_settings(job("demo-dataset", web), **awake.TIMEOUTS)
         parcels = [
-            scrape(shard, asked.crawl, asked.download, folder, limit=60, report=lambda _: None)
+            scrape(shard, asked.crawl, asked.download, folder, limit=LIMIT, report=lambda _: None)
             for shard in list_shards(asked.crawl)
         ]
     pairs = Counter(

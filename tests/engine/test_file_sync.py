@@ -4,11 +4,12 @@ import logging
 import os
 
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
 from cahlib.core.errors import RunError
 from cahlib.engine.cluster import ClusterAddress
 from cahlib.engine.remote import remote_engine
+from cahlib.engine.transfer import RemoteFile, delete_files
 from tests.world import jobs
 
 
@@ -25,7 +26,8 @@ def cluster():
 
 
 @pytest.mark.parametrize("staging", [False, True])
-def test_files_are_found_whole_and_are_gone_at_the_end(cluster, tmp_path, staging):
+def test_files_are_found_whole_and_are_gone_at_the_end(cluster, tmp_path, staging, monkeypatch):
+    monkeypatch.setattr("cahlib.engine.remote._CLOSE_TIMEOUT", jobs.LIMIT)
     (tmp_path / "shared").mkdir()
     reach = ClusterAddress(
         address=cluster.scheduler_address,
@@ -68,6 +70,20 @@ def test_a_file_that_is_damaged_there_is_brought_again(cluster, tmp_path):
             assert scrapers.take(timeout=jobs.LIMIT)[1][1] == b"content"
             [there] = files.iterdir()
             there.write_text("consent")
+
+
+def test_a_machine_that_is_gone_keeps_no_other_from_its_deletions(cluster, tmp_path):
+    paths = [tmp_path / "one", tmp_path / "two"]
+    for path in paths:
+        path.touch()
+    at = ("127.0.0.9", "127.0.0.1")  # nobody is at the first
+    files = [
+        RemoteFile(place=str(p), host=h, size=0, sha256="") for p, h in zip(paths, at, strict=True)
+    ]
+    with Client(cluster.scheduler_address) as client:
+        delete_files(client, files, timeout=0.5)
+        jobs.until(lambda: not paths[1].exists())
+    assert paths[0].exists()
 
 
 def test_a_file_that_is_not_here_is_named(cluster, tmp_path):

@@ -26,6 +26,7 @@ from cahlib.tracker.schema import second_passes
 from cahlib.tracker.service import TrackerSettings
 from tests.world import judged
 from tests.world.jobs import until
+from tests.world.ports import free_port
 from tests.world.trackers import serving
 
 from .conftest import Clock
@@ -161,15 +162,15 @@ def test_a_killed_run_goes_on_with_its_leases_and_tells_what_it_had_not_told(
 def test_work_goes_on_while_the_tracker_is_away(url, database, fill, tmp_path):
     fill(3)
     settings = TrackerSettings(database=url, limits=ANY, fresh=0)
-    with serving(create_app(settings)) as address:
+    port = free_port()
+    with serving(create_app(settings), port=port) as address:
         ledger, remote = Run(tmp_path / "a", address).launch()
         remote.__enter__()
         first = remote.lease()
     assert remote.lease() is None and remote.has_more()
     remote.commit(first, ["ab" * 16], one_pair())
     remote.mark_done(first)
-    port = int(address.rpartition(":")[2])
-    with serving(create_app(settings), port=port) as address:
+    with serving(create_app(settings), port=port):
         until(lambda: statistics.crawl_counts(database).done == 1)
         remote.__exit__()
     ledger.close()

@@ -26,8 +26,8 @@ from cahlib.notebook.results_view import Results
 from cahlib.notebook.runtime import Runtime
 from cahlib.notebook.text_output import print_progress
 from cahlib.run import quote
+from tests.world import awake, judged, zygote
 from tests.world import cloud as clouds
-from tests.world import judged, zygote
 from tests.world.jobs import LIMIT, until
 from tests.world.races import together
 
@@ -136,8 +136,16 @@ def test_a_dataset_whose_files_are_elsewhere_is_loaded_and_copied_from_there(
     assert pq.read_table(there / "metadata").num_rows == 30 and f"{there}/metadata" in code
 
 
-def test_a_run_gets_what_the_form_says_is_killed_and_torn_down(panels, runtime, values):
-    """What CAH_* says may have been changed in the form."""
+@pytest.fixture
+def held():
+    with awake.Held(awake.build()) as web:
+        yield web
+        web.go.set()
+
+
+def test_a_run_gets_what_the_form_says_is_killed_and_torn_down(panels, runtime, values, held):
+    """What CAH_* says may have been changed in the form; the run goes on until it is stopped."""
+    values = replace_settings(awake.job(runtime.output, held), nickname="ada").values()
     Path(".env").write_text("CAH_NICKNAME=eve\nCAH_THRESHOLD=0.9\n")
     panel = panels(runtime, {"CAH_SHARDS": "7", "CAH_NICKNAME": "bob"}, values)
     assert panel.form.fields["nickname"].text == "ada"

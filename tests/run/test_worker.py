@@ -14,6 +14,7 @@ from cahlib.core.records import Shard
 from cahlib.crawl.shards import list_shards
 from cahlib.demo import wat
 from cahlib.demo.web import Answer, Web
+from cahlib.engine.local import LocalEngine
 from cahlib.ledger.database import Database
 from cahlib.ledger.schema import shards
 from cahlib.parcel import parcel as parcels
@@ -27,6 +28,7 @@ from cahlib.tracker.request_limits import RequestLimits
 from cahlib.tracker.schema import wats
 from cahlib.tracker.service import TrackerSettings
 from tests.world import small, tables
+from tests.world.jobs import until
 from tests.world.ports import free_port
 from tests.world.trackers import serving
 
@@ -35,11 +37,11 @@ EMPTY = Answer(body=wat.member("warcinfo", "", "application/warc-fields", b""))
 
 
 @contextmanager
-def crawl(tmp_path, answer, *, upload=""):
+def crawl(tmp_path, answer, *, upload="", held=1):
     """A tracker of a crawl whose files all have this answer: web, job of a worker, database."""
     database = Database(f"sqlite:///{tmp_path / 'tracker.sqlite'}")
     migrate(database)
-    rules = TrackerRules(upload_url=upload or f"file://{tmp_path / 'parcels'}", max_held=1)
+    rules = TrackerRules(upload_url=upload or f"file://{tmp_path / 'parcels'}", max_held=held)
     app = create_app(TrackerSettings(database=str(database.engine.url), rules=rules, limits=ANY))
     paths = [f"/{n}.warc.wat.gz" for n in range(5)]
     with Web({path: answer for path in paths}) as web, serving(app) as tracker:
@@ -120,6 +122,22 @@ def test_no_shard_is_blamed_for_storage_that_is_away(tmp_path, caplog):
     with crawl(tmp_path, EMPTY, upload=upload) as (_, job, database):
         assert work_for_tracker(job, listener, stop=stop, tick=0.1).parcels == 0
         assert as_it_was(database)
+
+
+def test_what_is_uploaded_when_a_worker_is_stopped_is_delivered(tmp_path, monkeypatch):
+    stop, take = threading.Event(), LocalEngine.take
+
+    def take_when_both_are_done(engine, *, timeout):
+        if not stop.is_set():
+            until(lambda: engine._finished.qsize() == 2)
+            stop.set()
+        return take(engine, timeout=timeout)
+
+    monkeypatch.setattr(LocalEngine, "take", take_when_both_are_done)
+    with crawl(tmp_path, EMPTY, held=2) as (_, job, database):
+        job = replace_settings(job, workers="2")
+        assert work_for_tracker(job, stop=stop, tick=0.1).parcels == 2
+        assert statistics.crawl_counts(database).parcels == 2
 
 
 def test_a_parcel_that_comes_too_late_is_taken_away_again(tmp_path, caplog, monkeypatch):

@@ -1,12 +1,9 @@
 """A driver that connects to a swarm whose servers go meanwhile: it ends with a sentence."""
 
-from functools import partial
-
 import pytest
 
 from cahlib.core.errors import RunError, Stopped
 from cahlib.engine.cluster import ClusterAddress
-from cahlib.engine.remote import remote_engine
 from cahlib.swarm import connection
 from cahlib.swarm.hetzner import accounts
 from cahlib.swarm.planner import ServerLimits, plan_servers
@@ -20,7 +17,7 @@ from tests.world.ports import free_port
 def test_a_ceiling_that_is_reached_while_the_driver_connects_stops_the_run(
     wanted, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(connection, "remote_engine", partial(remote_engine, timeout=0.1))
+    monkeypatch.setattr(connection, "_JOIN_TIMEOUT", 0.1)
     with serve(Cloud({"token": Account()})) as cloud:
         planned = plan_servers(accounts("token", endpoint=cloud.url), ServerLimits(nodes=1))
         servers = Provisioner("r1", planned, lambda name: "#cloud-config\n", print)

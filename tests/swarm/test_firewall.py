@@ -18,8 +18,9 @@ TOKEN = ONE
 
 
 @pytest.fixture
-def swarm(tmp_path):
+def swarm(tmp_path, monkeypatch):
     """Two servers at a cloud, which answer to SSH."""
+    monkeypatch.setattr("cahlib.swarm.firewall._TIMEOUT", jobs.LIMIT)
     keys = SwarmKeys(tmp_path / "keys")
     with (
         hosts.Hosts(tmp_path) as machines,
