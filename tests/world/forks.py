@@ -11,13 +11,14 @@ import atexit
 import gc
 import importlib
 import logging
-import multiprocessing
+import multiprocessing.connection
 import os
 import runpy
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.reduction import DupFd
@@ -63,18 +64,20 @@ class Process:
 
     def __init__(self, process: Any, stdout: IO[str] | None) -> None:
         self._process, self.stdout, self.pid = process, stdout, process.pid
+        self._lock = threading.Lock()  # a second thread that reads the code at its end gets 255
 
     @property
     def returncode(self) -> int:
         """Its exit code once it has ended; negative: by this signal."""
-        code = self._process.exitcode
+        with self._lock:
+            code = self._process.exitcode
         return code  # type: ignore[no-any-return]
 
     def poll(self) -> int | None:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        self._process.join(timeout)
+        multiprocessing.connection.wait([self._process.sentinel], timeout)
         if self.returncode is None:
             raise subprocess.TimeoutExpired("cah", timeout or 0)
         return self.returncode
