@@ -9,6 +9,7 @@ import functools
 import gc
 import itertools
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -151,6 +152,19 @@ def _closed_world(monkeypatch, _homes):
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def _hard_limits():
+    names = [name for name in dir(resource) if name.startswith("RLIMIT_")]
+    return {name: resource.getrlimit(getattr(resource, name))[1] for name in names}
+
+
+@pytest.fixture(autouse=True)
+def _limits_stay():
+    """No test leaves less to those after it: 1,010 open files once made one of them be skipped."""
+    before = _hard_limits()
+    yield
+    assert _hard_limits() == before
 
 
 #: Tests of one file share what it made once, and stay in one process; these share nothing.

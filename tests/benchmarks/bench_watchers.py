@@ -8,7 +8,6 @@ The goal: 1,000 open pages take a tenth of a core at most.
 from __future__ import annotations
 
 import asyncio
-import resource
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from cahlib.fetch.images import raise_open_file_limit
 from cahlib.ledger.database import Database
 from cahlib.tracker.leases import LeaseStore
 from cahlib.tracker.migrate import migrate
@@ -31,7 +31,7 @@ _ASK = b"GET /live HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\
 def main(arguments: Sequence[str]) -> None:
     """Measure, and print it."""
     chosen = parser(__doc__, arguments, tabs=(1000, 5), seconds=(20.0, 0.2)).parse_args(arguments)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (2 * chosen.tabs + 1000,) * 2)
+    raise_open_file_limit(chosen.tabs)
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'tracker.sqlite'}"
         database = Database(url)
